@@ -1,0 +1,57 @@
+# resolvent: `make help` lists what can be done. Variables may follow a target: make train EXP=chimera_lrgb
+PYTHON ?= python3
+VENV ?= .venv
+RUN_PYTHON = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+
+SCALE ?= demo
+TRAINER ?= auto
+ARGS ?=
+export DATA_DIR
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train resume eval predict test test-slow lint tensorboard doctor list clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED) ## install everything into $(VENV), once
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resolvent needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make setup PYTHON=python3.11")'
+	test -x $(RUN_PYTHON) || $(PYTHON) -m venv $(VENV)
+	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp|fsdp] [ARGS="seed=1 model.layers=2"]
+	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make train EXP=chimera_lrgb; make list shows all.'; exit 1; }
+	$(RUN_PYTHON) train.py experiment=$(EXP) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
+
+resume eval predict: setup
+	@test -n "$(RUN)" || { echo 'error: name the folder of a run, for instance make $@ RUN=runs/…'; exit 1; }
+	$(RUN_PYTHON) runs.py $@ "$(RUN)"
+resume: ## go on with an interrupted run: RUN=runs/…
+eval: ## test a run's selected checkpoint again: RUN=runs/…
+predict: ## write a run's test predictions to RUN/predictions.csv: RUN=runs/…
+
+test: setup ## the default test suite, no network and no GPU needed
+	$(RUN_PYTHON) -m pytest $(ARGS)
+
+test-slow: setup ## the tests that take minutes
+	$(RUN_PYTHON) -m pytest -m slow $(ARGS)
+
+lint: setup ## check style and formatting
+	$(RUN_PYTHON) -m ruff check .
+	$(RUN_PYTHON) -m ruff format --check .
+
+tensorboard: setup ## watch every run: http://localhost:6006
+	$(RUN_PYTHON) -m tensorboard.main --logdir runs $(ARGS)
+
+doctor: setup ## what works on this machine
+	$(RUN_PYTHON) -m tools.doctor
+
+list: setup ## every experiment: paper, what it shows, time, hardware
+	$(RUN_PYTHON) -m tools.list_experiments
+
+clean: ## delete the virtual environment and caches; runs/ and data/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

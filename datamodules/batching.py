@@ -1,0 +1,140 @@
+"""Batches of graphs by node budget, in an order that a resumed run continues exactly."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torch_geometric.loader import DataLoader
+
+SIZE_JITTER = 0.1
+
+
+class NodeBudgetSampler(Sampler[list[int]]):
+    """Cuts an epoch into a fixed number of batches that hold about the same number of nodes.
+
+    Graphs are ordered by size, blurred by log-normal noise when shuffling, and the running node
+    count is cut at equal steps: a batch holds graphs of similar size, so padding it to its largest
+    graph wastes little, and every graph comes exactly once an epoch. The number of batches is that
+    of plain batching with `batch_size` graphs, rounded up to a multiple of `replicas`.
+
+    Args:
+        num_nodes: [graphs] nodes per graph.
+        batch_size: mean number of graphs per batch.
+        shuffle: draw a new order every epoch, from (seed, epoch) alone.
+        seed: of the shuffling.
+        rank: this process among the `replicas` that share the batches.
+        replicas: number of processes.
+
+    Raises:
+        ValueError: no graphs, or fewer graphs than processes.
+    """
+
+    def __init__(
+        self,
+        num_nodes: Tensor,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        replicas: int = 1,
+    ):
+        self.num_nodes = np.asarray(num_nodes, dtype=np.int64)
+        graphs = len(self.num_nodes)
+        if graphs < replicas or graphs == 0 or batch_size < 1:
+            raise ValueError(
+                f"{graphs} graphs cannot be cut into batches of {batch_size} for {replicas} "
+                "processes: use more data, fewer devices, or a batch size of at least 1."
+            )
+        total = replicas * math.ceil(math.ceil(graphs / batch_size) / replicas)
+        self.total = min(total, replicas * (graphs // replicas))
+        self.shuffle, self.seed, self.rank, self.replicas = shuffle, seed, rank, replicas
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return self.total // self.replicas
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This process's batches of `epoch`, from number `start` on."""
+        yield from self.batches(self.epoch)[self.rank :: self.replicas][self.start :]
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All batches of an epoch, those of every process included."""
+        size = self.num_nodes.astype(float)
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.shuffle:
+            size = size * np.exp(SIZE_JITTER * rng.standard_normal(len(size)))
+        order = np.argsort(size, kind="stable")
+        nodes = self.num_nodes[order].cumsum()
+        cuts = np.searchsorted(nodes, nodes[-1] * np.arange(1, self.total) / self.total)
+        # No batch may be empty, even where one graph exceeds the budget.
+        step = np.arange(1, self.total)
+        cuts = np.maximum.accumulate(np.maximum(cuts, step) - step) + step
+        cuts = np.minimum(cuts, len(order) - self.total + step)
+        batches = [part.tolist() for part in np.split(order, cuts)]
+        return [batches[i] for i in rng.permutation(self.total)] if self.shuffle else batches
+
+
+class GraphLoader(DataLoader):
+    """A DataLoader of a NodeBudgetSampler that knows how many batches it has handed out.
+
+    Lightning stores `state_dict` in checkpoints; a loader that loads it goes on with the next
+    batch of the same epoch, in the same order.
+    """
+
+    batch_sampler: NodeBudgetSampler
+
+    def __init__(self, dataset: Dataset, sampler: NodeBudgetSampler, num_workers: int):
+        super().__init__(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            persistent_workers=False,
+            # Worker seeds come from here, so that the model's random stream stays its own.
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
+        self.handed_out = 0
+
+    def __iter__(self) -> Iterator:
+        sampler = self.batch_sampler
+        sampler.epoch, sampler.start = divmod(self.handed_out, len(sampler))
+        for batch in super().__iter__():
+            self.handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"handed_out": self.handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.handed_out = state["handed_out"]
+
+
+def graph_loader(
+    dataset: Dataset,
+    num_nodes: Tensor,
+    batch_size: int,
+    shuffle: bool,
+    seed: int = 0,
+    num_workers: int = 0,
+) -> GraphLoader:
+    """Batches of `dataset` for this process, see NodeBudgetSampler and GraphLoader.
+
+    Args:
+        dataset: graphs by index.
+        num_nodes: [graphs] nodes per graph.
+        batch_size: mean number of graphs per batch.
+        shuffle: for training.
+        seed: of the shuffling.
+        num_workers: loading processes.
+    """
+    rank, replicas = _process_group()
+    sampler = NodeBudgetSampler(num_nodes, batch_size, shuffle, seed, rank, replicas)
+    return GraphLoader(dataset, sampler, num_workers)
+
+
+def _process_group() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

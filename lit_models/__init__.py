@@ -1,0 +1,1 @@
+"""Architectures, one a file: its nn.Modules, then its LightningModule."""

@@ -1,0 +1,68 @@
+"""How fast a run goes and when it will end."""
+
+import resource
+import sys
+import time
+from datetime import timedelta
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch_geometric.data import Batch
+
+
+class RunProgress(TQDMProgressBar):
+    """Lightning's bar, with graphs per second and the time left of the whole run.
+
+    Throughput counts the time from one training step's end to the next, loading included and
+    validation not.
+
+    Args:
+        refresh_rate: batches between two redraws.
+    """
+
+    def __init__(self, refresh_rate: int = 20):
+        super().__init__(refresh_rate=refresh_rate)
+        self.seconds, self.graphs, self.steps = 0.0, 0, 0
+        self._last: float | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch: Batch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        # The first step of a process pays for allocation and compilation: it is not the pace.
+        if self._last is not None and trainer.global_step > 1:
+            self.seconds += now - self._last
+            self.graphs += batch.num_graphs
+            self.steps += 1
+        self._last = now
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+    @property
+    def graphs_per_second(self) -> float:
+        """Training throughput of this process, NaN before the second step."""
+        return self.graphs / self.seconds if self.seconds else float("nan")
+
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict:
+        items = super().get_metrics(trainer, module)
+        items.pop("v_num", None)
+        if self.steps and trainer.training:
+            left = trainer.estimated_stepping_batches - trainer.global_step
+            seconds = int(left * self.seconds / self.steps)
+            items["graphs/s"] = round(self.graphs_per_second)
+            items["left"] = str(timedelta(seconds=max(0, seconds)))
+        return items
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """Peak resident memory of this process, and of its GPU where there is one, in MiB."""
+    # ru_maxrss counts KiB on Linux and bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}

@@ -1,0 +1,255 @@
+"""Chimera on graphs: a state-space model whose state flows along every walk of the graph.
+
+Lahoti, Marwah, Puduppully, Gu, "Chimera: State Space Models Beyond Sequences", arXiv:2510.12111.
+Shapes: N nodes, E edges, H heads, P head dimension, S state size, width = H · P.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.data import Batch
+
+from kernels import resolvent
+from lit_models.layers.gated_gcn import GatedGCN
+from lit_models.layers.heads import make_head
+from lit_models.module import LitModule, Optimisation
+from lit_models.tasks import Task
+
+MIN_DELTA = 1e-4
+NORMALISER_MARGIN = 0.05
+
+
+class Deltas(NamedTuple):
+    """Discretisation steps: `source`, `target`, `self` are [N, H], `edge` is [E, H]; all > 0."""
+
+    source: Tensor
+    target: Tensor
+    self: Tensor
+    edge: Tensor
+
+
+class ChimeraLayer(nn.Module):
+    """One resolvent mixing layer, [N, width] → [N, width].
+
+    x is projected to a gate z, values v, B, C and four Δ channels; the edge weights
+    A[j, i] = Â_ij come from Δ by `edge_weights`; then
+    out = W · RMSNorm(SiLU(z) ⊙ ((I − A)⁻¹ ⊙ C Bᵀ)(Δ_input v) + D v) + x).
+
+    Args:
+        width: channels of nodes and edges, divided among the heads.
+        heads: H.
+        state: S.
+        delta_range: Δ starts log-uniform in this interval, for inputs of zero.
+        mode: `exact` or `neumann`, see `kernels.resolvent`.
+        terms: number of summed powers in `neumann` mode.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        state: int,
+        delta_range: tuple[float, float],
+        mode: str = "exact",
+        terms: int | None = None,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of heads {heads}.")
+        self.heads, self.mode, self.terms = heads, mode, terms
+        self.sizes = [width, width, state, state, 4 * heads]
+        self.in_proj = nn.Linear(width, sum(self.sizes), bias=False)
+        self.edge_delta = nn.Linear(width, heads, bias=False)
+        self.delta_bias = nn.Parameter(delta_bias_init(4, heads, delta_range))
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = nn.RMSNorm(width)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N width"],
+        edge_attr: Float[Tensor, "E width"],
+        edge_index: Int[Tensor, "2 E"],
+        ptr: Int[Tensor, " G1"],
+    ) -> Float[Tensor, "N width"]:
+        z, v, B, C, delta = self.in_proj(x).split(self.sizes, dim=-1)
+        deltas, delta_input = self._deltas(delta, edge_attr)
+        v = F.silu(v).unflatten(-1, (self.heads, -1))
+        y = resolvent(
+            edge_index,
+            edge_weights(deltas, edge_index),
+            F.silu(B),
+            F.silu(C),
+            v * delta_input.unsqueeze(-1),
+            ptr=ptr,
+            mode=self.mode,
+            terms=self.terms,
+        )
+        y = (y + v * self.D.unsqueeze(-1)).flatten(1)
+        return self.out_proj(self.norm(F.silu(z) * y + x))
+
+    def deltas(self, x: Float[Tensor, "N width"], edge_attr: Float[Tensor, "E width"]) -> Deltas:
+        """The Δ this layer would use on these inputs, for looking at."""
+        delta = self.in_proj(x).split(self.sizes, dim=-1)[-1]
+        return self._deltas(delta, edge_attr)[0]
+
+    def _deltas(self, projected: Tensor, edge_attr: Tensor) -> tuple[Deltas, Tensor]:
+        source, target, self_, input_ = projected.chunk(4, dim=-1)
+        logits = (source, target, self_, self.edge_delta(edge_attr))
+        # float32: under autocast the exponentials of A would lose the slow modes first.
+        steps = [
+            F.softplus(x.float() + bias) for x, bias in zip(logits, self.delta_bias, strict=True)
+        ]
+        return Deltas(*steps), input_
+
+
+def delta_bias_init(
+    channels: int, heads: int, delta_range: tuple[float, float]
+) -> Float[Tensor, "channels heads"]:
+    """softplus⁻¹ of log-uniform draws from `delta_range`, no step below MIN_DELTA."""
+    low, high = torch.tensor(delta_range).log()
+    delta = (low + (high - low) * torch.rand(channels, heads)).exp().clamp(min=MIN_DELTA)
+    return delta + torch.log(-torch.expm1(-delta))
+
+
+def edge_weights(deltas: Deltas, edge_index: Int[Tensor, "2 E"]) -> Float[Tensor, "E H"]:
+    """Row-normalised transition Â_ij of every edge (i, j), the weight with which i feeds j.
+
+    a_ij = exp(−(Δsource_i + Δtarget_j + Δedge_ij) / 3) and
+    Â_ij = a_ij / (max(1, Σ_j a_ij + exp(−Δself_i)) + 0.05), the sum over the edges that leave i,
+    so that what leaves a node sums to less than 1 and I − A is diagonally dominant by columns.
+
+    Source: the released normaliser of arXiv:2510.12111.
+    """
+    source, target = edge_index
+    a = torch.exp(-(deltas.source[source] + deltas.target[target] + deltas.edge) / 3)
+    leaving = torch.zeros_like(deltas.self).index_add(0, source, a) + torch.exp(-deltas.self)
+    return a / (leaving.clamp(min=1) + NORMALISER_MARGIN)[source]
+
+
+class ChimeraBlock(nn.Module):
+    """Pre-norm residual block: local message passing, Chimera, feed-forward.
+
+    Args:
+        local: keep the GatedGCN; without it edges carry their encoded features unchanged.
+    """
+
+    def __init__(self, width: int, dropout: float, local: bool, mixer: ChimeraLayer):
+        super().__init__()
+        self.local_norm = nn.LayerNorm(width) if local else None
+        self.local = GatedGCN(width) if local else None
+        self.mixer_norm = nn.LayerNorm(width)
+        self.mixer = mixer
+        self.ffn = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, edge_attr: Tensor, edge_index: Tensor, ptr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.local is not None:
+            update, edge_attr = self.local(self.local_norm(x), edge_attr, edge_index)
+            x = x + self.dropout(update)
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), edge_attr, edge_index, ptr))
+        return x + self.dropout(self.ffn(x)), edge_attr
+
+
+class ChimeraGraphNet(nn.Module):
+    """Encoder, blocks, head: a batch of graphs to the task's outputs. Arguments as LitChimeraGraph."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        width: int,
+        layers: int,
+        heads: int,
+        state: int,
+        dropout: float,
+        delta_range: tuple[float, float],
+        local: bool,
+        mode: str,
+        terms: int | None,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.blocks = nn.ModuleList(
+            ChimeraBlock(
+                width,
+                dropout,
+                local,
+                ChimeraLayer(width, heads, state, delta_range, mode, terms),
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        x, edge_attr = self.encoder(batch)
+        for block in self.blocks:
+            x, edge_attr = block(x, edge_attr, batch.edge_index, batch.ptr)
+        return self.head(self.norm(x), batch)
+
+
+class LitChimeraGraph(LitModule):
+    """Chimera for graph, node and pair tasks, without positional or structural encodings.
+
+    Args:
+        task: what is predicted, its loss and its metric.
+        encoder: callable of `width` that makes the feature encoder.
+        optimisation: optimiser and schedule.
+        width: hidden size, a multiple of `heads`.
+        layers: number of blocks.
+        heads: heads of the resolvent.
+        state: state size S.
+        dropout: probability, in blocks.
+        head_dropout: probability, in the head.
+        delta_range: interval of the initial Δ.
+        local: keep the GatedGCN in every block.
+        mode: `exact` or `neumann`.
+        terms: summed powers in `neumann` mode, a power of two.
+        compile: torch.compile the network.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        encoder: Callable[[int], nn.Module],
+        optimisation: Optimisation,
+        *,
+        width: int = 64,
+        layers: int = 8,
+        heads: int = 2,
+        state: int = 64,
+        dropout: float = 0.1,
+        head_dropout: float = 0.0,
+        delta_range: tuple[float, float] = (5e-3, 0.1),
+        local: bool = True,
+        mode: str = "exact",
+        terms: int | None = None,
+        compile: bool = False,
+    ):
+        super().__init__(task, optimisation, compile=compile)
+        self.net = ChimeraGraphNet(
+            encoder(width),
+            make_head(task.level, width, task.num_outputs, head_dropout),
+            width,
+            layers,
+            heads,
+            state,
+            dropout,
+            tuple(delta_range),
+            local,
+            mode,
+            terms,
+        )

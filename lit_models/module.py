@@ -1,0 +1,149 @@
+"""The base of every LightningModule: one loss, one set of metrics, one optimiser, no surprises."""
+
+import math
+import os
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from lit_models.tasks import Task
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or its gradient is NaN or infinite; raised before the optimiser step."""
+
+
+@dataclass
+class Optimisation:
+    """AdamW with linear warm-up and cosine decay to `final_lr_ratio` × `lr`.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: on weight matrices only; biases, norms, Δ and D have none.
+        warmup: share of all steps that warm up linearly.
+        betas: AdamW's momenta.
+        final_lr_ratio: learning rate of the last step over the peak.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    final_lr_ratio: float = 0.0
+
+    def factor(self, step: int, total: int) -> float:
+        """Learning rate at `step` of `total`, relative to the peak."""
+        warmup = self.warmup * total
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine
+
+    def build(self, module: nn.Module, total: int) -> dict:
+        """Optimiser and per-step schedule in Lightning's form."""
+        decayed, others = [], []
+        for name, parameter in module.named_parameters():
+            matrix = parameter.ndim > 1 and name.endswith("weight")
+            (decayed if matrix else others).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.factor(s, total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class LitModule(L.LightningModule):
+    """Trains `self.net`, which a subclass sets, on a task.
+
+    `self.net(batch)` returns [rows, task.num_outputs]. Logged: train/loss, train/grad_norm and,
+    for validation and test, loss and the task's metrics as <stage>/<name>.
+
+    Args:
+        task: what is predicted, its loss and its metrics.
+        optimisation: optimiser and schedule.
+        compile: torch.compile the network with dynamic shapes.
+    """
+
+    net: nn.Module
+
+    def __init__(self, task: Task, optimisation: Optimisation, *, compile: bool = False):
+        super().__init__()
+        self.task, self.optimisation, self.compile_net = task, optimisation, compile
+        self.val_metrics = task.metrics().clone(prefix="val/")
+        self.test_metrics = task.metrics().clone(prefix="test/")
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.net(batch)
+
+    def setup(self, stage: str) -> None:
+        if self.compile_net:
+            self.net.compile(dynamic=True)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout of a step depends on seed, step and rank alone, so that a resumed run draws what
+        # the uninterrupted one would have drawn.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        key = [seed, self.global_rank, self.trainer.current_epoch, batch_idx]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.task.loss(self(batch), batch)
+        if not torch.isfinite(loss):
+            self._stop("loss", loss, batch_idx)
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_graphs)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters() if p.grad is not None]
+        )
+        # A loss scaler meets overflowing gradients by design and skips such steps itself.
+        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
+            self._stop("gradient norm", norm, self.trainer.fit_loop.batch_idx)
+        self.log("train/grad_norm", norm)
+
+    def _stop(self, what: str, value: Tensor, batch_idx: int) -> None:
+        raise NonFiniteError(
+            f"The {what} became {float(value)} at step {self.global_step} (epoch "
+            f"{self.trainer.current_epoch}, batch {batch_idx}), before the optimiser step: resume "
+            "from the last checkpoint with a smaller model.optimisation.lr, a longer warm-up or a "
+            "smaller trainer.gradient_clip_val, or look for bad values in that batch."
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, self.test_metrics, "test")
+
+    def _evaluate(self, batch: Batch, metrics, stage: str) -> None:
+        prediction = self(batch)
+        self.task.update(metrics, prediction, batch)
+        loss = self.task.loss(prediction, batch)
+        self.log(f"{stage}/loss", loss, batch_size=batch.num_graphs, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics(self.test_metrics)
+
+    def _log_metrics(self, metrics) -> None:
+        self.log_dict(metrics.compute(), prog_bar=True)
+        metrics.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self(batch)
+
+    def configure_optimizers(self) -> dict:
+        return self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))

@@ -1,0 +1,181 @@
+"""What a finished run says: report.json for machines, a last screen for people."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+
+from lit_models.callbacks.progress import RunProgress, peak_memory_mib
+
+LIBRARIES = ("torch", "lightning", "torch-geometric", "torchmetrics", "numpy")
+
+
+def write_report(
+    cfg: DictConfig,
+    trainer: L.Trainer,
+    model: L.LightningModule,
+    datamodule: L.LightningDataModule,
+    test_metrics: dict[str, float],
+) -> dict:
+    """Collect the run's facts, write them to report.json and log them as hyperparameter metrics."""
+    progress = next(c for c in trainer.callbacks if isinstance(c, RunProgress))
+    best = trainer.checkpoint_callback
+    constant = model.task.score_constant(
+        datamodule.train_dataloader(), datamodule.test_dataloader()
+    )
+    report = {
+        "experiment": cfg.experiment_name,
+        "scale": cfg.scale,
+        "seed": cfg.seed,
+        "data": {
+            "task": cfg.data.task,
+            "source": datamodule.source_used,
+            "fingerprint": datamodule.fingerprint,
+            "limit": cfg.data.limit,
+            "graphs": {
+                "train": len(datamodule.train_dataset),
+                "val": len(datamodule.val_dataset),
+                "test": len(datamodule.test_dataset),
+            },
+        },
+        "selected": {
+            "metric": best.monitor,
+            "value": float(best.best_model_score),
+            "checkpoint": "checkpoints/best.ckpt",
+        },
+        "test": {name.removeprefix("test/"): value for name, value in test_metrics.items()},
+        "constant": constant,
+        "maximise": model.task.maximise,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "graphs_per_second": progress.graphs_per_second,
+        "peak_memory_mib": peak_memory_mib(),
+        "device": device_name(),
+        "versions": {"python": platform.python_version()}
+        | {library: version(library) for library in LIBRARIES},
+        "commit": commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    save(Path(cfg.run_dir), report)
+    trainer.logger.log_metrics({f"final/test_{k}": v for k, v in report["test"].items()})
+    trainer.logger.save()
+    return report
+
+
+def save(run_dir: Path, report: dict) -> None:
+    """Write report.json, whole or not at all; NaN becomes null, as JSON has none."""
+    partial = run_dir / ".report.json.partial"
+    text = json.dumps(_finite(report), indent=2, allow_nan=False, ensure_ascii=False)
+    partial.write_text(text + "\n")
+    partial.replace(run_dir / "report.json")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor and the number of threads torch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """The commit of the code, with `-dirty` where the working tree differs; None outside git."""
+    root = Path(__file__).parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=root, capture_output=True, text=True, check=False,
+    )
+    return described.stdout.strip() or None
+
+
+def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
+    """Add the test metrics of `cfg.compare`, trained on the same data where no run has them yet."""
+    if cfg.compare is None:
+        return report
+    found = find_report(Path(cfg.runs_dir), cfg.compare, report)
+    if found is None:
+        print(f"\nMeasuring the baseline on the same data and split (EXP={cfg.compare}) …")
+        train_baseline(cfg)
+        found = find_report(Path(cfg.runs_dir), cfg.compare, report)
+    if found is not None:
+        run, other = found
+        report["baseline"] = {"experiment": cfg.compare, "run": str(run), "test": other["test"]}
+        save(Path(cfg.run_dir), report)
+    return report
+
+
+def find_report(runs: Path, experiment: str, like: dict) -> tuple[Path, dict] | None:
+    """A finished run of `experiment` with the scale, data, seed and code of the report `like`."""
+    for path in sorted(runs.glob(f"{experiment}-*/report.json"), reverse=True):
+        other = json.loads(path.read_text())
+        same = all(other[key] == like[key] for key in ("scale", "seed", "commit"))
+        if same and other["data"] == like["data"]:
+            return path.parent, other
+    return None
+
+
+def train_baseline(cfg: DictConfig) -> None:
+    """Run the baseline experiment in a process of its own, free of this run's distributed state."""
+    data = {
+        key: cfg.data[key]
+        for key in ("source", "data_dir", "cache_dir", "limit", "generated_size", "seed")
+    }
+    overrides = [f"data.{key}={json.dumps(value)}" for key, value in data.items()]
+    overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed", "runs_dir")]
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    }
+    command = [sys.executable, str(Path(__file__).with_name("train.py"))]
+    subprocess.run(
+        [*command, f"experiment={cfg.compare}", *overrides], env=environment, check=False
+    )
+
+
+def print_summary(cfg: DictConfig, report: dict) -> None:
+    """The last screen: what was measured, on which data, against what, and what to do next."""
+    metric = report["selected"]["metric"].removeprefix("val/")
+    value, constant = report["test"][metric], report["constant"][metric]
+    arrow = "higher is better" if report["maximise"] else "lower is better"
+    data, run = report["data"], cfg.run_dir
+    lines = [
+        f"{report['experiment']} at scale {report['scale']}, seed {report['seed']}: "
+        f"{report['parameters']:,} parameters, {report['steps']} steps",
+        f"data: {data['task']}, source {data['source'].upper()}"
+        + (f", limited to {data['limit']} graphs a split" if data["limit"] else ""),
+        f"test {metric} ({arrow})",
+        f"  {report['experiment']:<24}{value:.4f}",
+    ]
+    rivals = {"constant predictor": constant}
+    if "baseline" in report:
+        rivals[report["baseline"]["experiment"]] = report["baseline"]["test"][metric]
+    lines += [f"  {name:<24}{score:.4f}" for name, score in rivals.items()]
+    ahead = {n: s for n, s in rivals.items() if (s >= value) == report["maximise"] or s == value}
+    for name in ahead:
+        lines.append(f"At this scale {report['experiment']} is NOT better than the {name}.")
+    if data["source"] == "generated":
+        lines.append("Generated data: this number may not be compared with published ones.")
+    lines += [
+        f"report: {run}/report.json",
+        f"next:   make tensorboard        make eval RUN={run}",
+        f"        make predict RUN={run}",
+        f"        make train EXP={report['experiment']} SCALE=paper TRAINER=gpu",
+    ]
+    width = max(map(len, lines))
+    print("\n" + "─" * width, *lines, "─" * width, sep="\n")

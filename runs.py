@@ -1,0 +1,142 @@
+"""Use a run from its folder: load its model, evaluate it, predict with it, or resume it.
+
+python runs.py eval runs/chimera_lrgb-…      (or: make eval RUN=…, make predict, make resume)
+"""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from errors import UserError, one_sentence_errors
+from train import quieten, train
+
+
+def load_config(run: str | Path) -> DictConfig:
+    """The resolved config of a run.
+
+    Raises:
+        UserError: `run` is not the folder of a run.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{run} is not the folder of a run, it holds no config.yaml: pass one of those in runs/."
+        )
+    cfg = OmegaConf.load(path)
+    # A run that was moved is where it is now.
+    cfg.run_dir = str(run)
+    return cfg
+
+
+def load_run(run: str | Path) -> L.LightningModule:
+    """The selected model of a run, in evaluation mode, whatever its class.
+
+    The checkpoint is read with `weights_only=True`: it can run no code.
+
+    Args:
+        run: folder of the run.
+
+    Raises:
+        UserError: no run or no checkpoint there, or a checkpoint that cannot be read.
+    """
+    model = instantiate(load_config(run).model)
+    path = Path(run) / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError(f"{run} has no checkpoints/best.ckpt yet: let its first epoch finish.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as the model of its config.yaml ({type(error).__name__}): "
+            "restore the file or train again."
+        ) from error
+    return model.eval()
+
+
+def evaluate(run: str | Path) -> dict[str, float]:
+    """Test metrics of a run's selected model, measured anew and set beside its report."""
+    model, datamodule, trainer = _prepare(run)
+    metrics = trainer.test(model, datamodule, verbose=False)[0]
+    metrics = {name.removeprefix("test/"): value for name, value in metrics.items()}
+    path = Path(run) / "report.json"
+    reported = json.loads(path.read_text())["test"] if path.is_file() else {}
+    print(f"{run}: test split, source {datamodule.source_used}")
+    for name, value in metrics.items():
+        print(f"  {name:<14}{value:.6f}    reported {reported.get(name, math.nan):.6f}")
+    return metrics
+
+
+def predict(run: str | Path) -> Path:
+    """Write the test predictions of a run's selected model to its predictions.csv.
+
+    One line per output row of the model: the index of its graph in the test split, its node in
+    the graph where the task is about nodes, and the raw outputs (logits, values or vectors).
+    """
+    model, datamodule, _ = _prepare(run)
+    loader = datamodule.test_dataloader()
+    rows = []
+    with torch.inference_mode():
+        for graphs, batch in zip(loader.batch_sampler, loader, strict=True):
+            outputs = model(batch).tolist()
+            if model.task.level == "graph":
+                rows += [[graph, "", *output] for graph, output in zip(graphs, outputs, strict=True)]
+            else:
+                owner = batch.batch.tolist()
+                first = batch.ptr.tolist()
+                rows += [
+                    [graphs[g], node - first[g], *output]
+                    for node, (g, output) in enumerate(zip(owner, outputs, strict=True))
+                ]
+    names = datamodule.label_names
+    if len(names) != model.task.num_outputs:
+        names = [f"output_{i}" for i in range(model.task.num_outputs)]
+    path = Path(run) / "predictions.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["graph", "node", *names], *sorted(rows)])
+    print(f"{len(rows)} predictions on the test split ({datamodule.source_used}) in {path}")
+    return path
+
+
+def resume(run: str | Path) -> dict:
+    """Go on with an interrupted run from its last checkpoint, in the same folder."""
+    cfg = load_config(run)
+    if (Path(run) / "report.json").is_file():
+        raise UserError(f"{run} is finished, it has a report.json: nothing is left to resume.")
+    last = Path(run) / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise UserError(
+            f"{run} was stopped before its first checkpoint: start again with "
+            f"`make train EXP={cfg.experiment_name} SCALE={cfg.scale}`."
+        )
+    return train(cfg, resume_from=last)
+
+
+def _prepare(run: str | Path) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
+    quieten()
+    cfg = load_config(run)
+    L.seed_everything(cfg.seed, verbose=False)
+    model, datamodule = load_run(run), instantiate(cfg.data)
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    trainer = L.Trainer(
+        accelerator=cfg.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False,
+    )
+    return model, datamodule, trainer
+
+
+COMMANDS = {"eval": evaluate, "predict": predict, "resume": resume}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in COMMANDS:
+        sys.exit(f"usage: python runs.py {{{'|'.join(COMMANDS)}}} RUN")
+    with one_sentence_errors():
+        COMMANDS[sys.argv[1]](sys.argv[2])

@@ -1,0 +1,182 @@
+"""The Chimera graph model: parameters, orientation, invariances, gradients."""
+
+import pytest
+import torch
+from torch_geometric.data import Batch
+
+from lit_models.chimera_graph import (
+    ChimeraLayer,
+    Deltas,
+    LitChimeraGraph,
+    delta_bias_init,
+    edge_weights,
+)
+from lit_models.module import Optimisation
+from lit_models.tasks import MultilabelClassification
+from tests.graphs import TOPOLOGIES, batch_of_all, edge_index, molecule_encoder, molecule_like
+
+
+def make_model(**options) -> LitChimeraGraph:
+    sizes = {"width": 16, "layers": 2, "heads": 2, "state": 8, "dropout": 0.0} | options
+    return LitChimeraGraph(
+        MultilabelClassification(10), molecule_encoder, Optimisation(), **sizes
+    )
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_count_at_paper_scale_part_by_part():
+    """499 k on Peptides-func; every part by hand, so that a missing channel shows."""
+    d, h, s = 64, 2, 64
+    net = make_model(width=d, layers=8, heads=h, state=s).net
+    block = net.blocks[0]
+    assert count(net.encoder.nodes) == 174 * d
+    assert count(net.encoder.edges) == 13 * d
+    assert count(block.local) == 5 * (d * d + d) + 2 * 2 * d
+    mixer = block.mixer
+    # gate and values, B and C, four Δ channels per head
+    assert mixer.in_proj.weight.shape == (d + d + s + s + 4 * h, d)
+    assert count(mixer.edge_delta) == d * h
+    assert mixer.delta_bias.shape == (4, h)
+    assert mixer.D.shape == (h,)
+    assert count(mixer.norm) == d
+    assert count(mixer.out_proj) == d * d
+    assert count(block.ffn) == 2 * d + (2 * d * d + 2 * d) + (2 * d * d + d)
+    norms = count(block.local_norm) + count(block.mixer_norm)
+    assert norms == 4 * d
+    assert count(block) == count(block.local) + count(mixer) + count(block.ffn) + norms
+    assert count(net.head) == 3 * (d * d + d + 2 * d) + (10 * d + 10)
+    total = count(net)
+    assert total == count(net.encoder) + 8 * count(block) + 2 * d + count(net.head)
+    assert total // 1000 == 499
+
+
+def test_edge_weights_by_hand():
+    """0 → 1 → 2 and 0 → 2: both edges out of node 0 share its normaliser."""
+    edges = torch.tensor([[0, 1, 0], [1, 2, 2]])
+    source, target, self_ = (torch.tensor(v).reshape(3, 1) for v in ([0.3, 0.6, 9], [9, 0.9, 1.2], [0.5, 1.0, 9]))
+    edge = torch.tensor([[0.3], [0.0], [1.5]])
+    a01, a12, a02 = (torch.tensor(-x / 3).exp() for x in (0.3 + 0.9 + 0.3, 0.6 + 1.2, 0.3 + 1.2 + 1.5))
+    s0, s1 = torch.tensor([-0.5, -1.0]).exp()
+    out0 = torch.clamp(a01 + a02 + s0, min=1) + 0.05
+    out1 = torch.clamp(a12 + s1, min=1) + 0.05
+    expected = torch.stack([a01 / out0, a12 / out1, a02 / out0]).reshape(3, 1)
+    torch.testing.assert_close(edge_weights(Deltas(source, target, self_, edge), edges), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 50.0])
+def test_what_leaves_a_node_sums_to_less_than_one(scale):
+    edges = edge_index("hub")
+    deltas = Deltas(*(scale * torch.rand(n, 2) for n in (8, 8, 8, edges.shape[1])))
+    leaving = torch.zeros(8, 2).index_add(0, edges[0], edge_weights(deltas, edges))
+    assert (leaving < 1).all()
+
+
+def test_initial_steps_lie_in_their_range():
+    low, high = 5e-3, 0.1
+    delta = torch.nn.functional.softplus(delta_bias_init(4, 500, (low, high)))
+    assert low * 0.999 <= delta.min() < 1.2 * low
+    assert high * 0.8 < delta.max() <= high * 1.001
+    floor = torch.nn.functional.softplus(delta_bias_init(1, 5, (1e-6, 1e-5)))
+    torch.testing.assert_close(floor, torch.full_like(floor, 1e-4), rtol=1e-3, atol=0)
+
+
+def test_influence_runs_along_the_edges():
+    """On 0 → 1 → 2 a change of node 0 reaches 1 and 2, a change of node 2 reaches only 2."""
+    layer = ChimeraLayer(16, 2, 8, (5e-3, 0.1)).eval()
+    x, e, ptr = torch.randn(3, 16), torch.randn(2, 16), torch.tensor([0, 3])
+    y = layer(x, e, edge_index("path"), ptr)
+    for changed, reached in ((0, [True, True, True]), (2, [False, False, True])):
+        other = x.clone()
+        other[changed] += 1
+        moved = (layer(other, e, edge_index("path"), ptr) - y).abs().amax(dim=1) > 1e-6
+        assert moved.tolist() == reached
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(local):
+    model = make_model(local=local)
+    batch = Batch.from_data_list([molecule_like(n) for n in ("both ways", "hub", "self-loops")] * 3)
+    model.task.loss(model(batch), batch).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_perturbing_any_part_changes_the_output(local):
+    model = make_model(local=local).eval()
+    batch = batch_of_all()
+    before = model(batch)
+    for name, parameter in model.named_parameters():
+        saved = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 0.1 * torch.randn_like(parameter)
+        assert (model(batch) - before).abs().max() > 1e-7, name
+        with torch.no_grad():
+            parameter.copy_(saved)
+
+
+def test_without_local_part_no_message_passing_is_left():
+    model = make_model(local=False)
+    assert all(block.local is None for block in model.net.blocks)
+    assert count(model.net) < count(make_model().net)
+
+
+def test_permuting_the_atoms_changes_nothing():
+    model = make_model().eval()
+    graph = molecule_like("hub")
+    order = torch.randperm(8)
+    permuted = graph.clone()
+    permuted.x, permuted.edge_index = graph.x[order], order.argsort()[graph.edge_index]
+    edges = torch.randperm(graph.num_edges)
+    permuted.edge_index = permuted.edge_index[:, edges]
+    permuted.edge_attr = graph.edge_attr[edges]
+    y = [model(Batch.from_data_list([g])) for g in (graph, permuted)]
+    torch.testing.assert_close(*y, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_equals_each_graph_alone():
+    model = make_model().eval()
+    graphs = [molecule_like(name) for name in TOPOLOGIES]
+    together = model(Batch.from_data_list(graphs))
+    alone = torch.cat([model(Batch.from_data_list([graph])) for graph in graphs])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_node_can_be_trained_on():
+    model = make_model()
+    batch = Batch.from_data_list([molecule_like("singleton")])
+    model.task.loss(model(batch), batch).backward()
+
+
+def test_neumann_converges_to_exact():
+    exact = make_model().eval()
+    batch = batch_of_all()
+    gaps = []
+    for terms in (2, 16, 256):
+        truncated = make_model(mode="neumann", terms=terms).eval()
+        truncated.load_state_dict(exact.state_dict())
+        gaps.append(float((truncated(batch) - exact(batch)).abs().max()))
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] < 1e-4
+
+
+def test_golden_output():
+    """The model under a fixed seed, as first reviewed; a change here is a change of the model."""
+    torch.manual_seed(0)
+    model = make_model().eval()
+    torch.manual_seed(1)
+    y = model(Batch.from_data_list([molecule_like("both ways"), molecule_like("hub", 10)]))
+    torch.testing.assert_close(y[:, :4], torch.tensor(GOLDEN), rtol=1e-4, atol=1e-4)
+
+
+GOLDEN = [[0.0] * 4] * 2
+
+
+def test_width_must_divide_among_heads():
+    with pytest.raises(ValueError, match="multiple of heads"):
+        make_model(width=16, heads=3)

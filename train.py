@@ -1,0 +1,147 @@
+"""Train an experiment: compose the config, fit, test the selected checkpoint, report.
+
+python train.py experiment=chimera_lrgb scale=demo      (or: make train EXP=chimera_lrgb)
+"""
+
+import logging
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+
+import hydra
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from errors import UserError, one_sentence_errors
+from report import compare_with_baseline, print_summary, write_report
+
+SCALES = ("smoke", "demo", "paper")
+# Lightning starts the other processes of a distributed run with this process's environment.
+RUN_DIR_VARIABLE = "RESOLVENT_RUN_DIR"
+
+
+def by_scale(values: DictConfig, *, _root_: DictConfig) -> object:
+    """Config resolver: the value for the chosen scale, `${by_scale:{smoke: 1, demo: 2, paper: 3}}`."""
+    if _root_.scale not in SCALES:
+        raise UserError(f"scale must be one of {', '.join(SCALES)}, got {_root_.scale!r}.")
+    return values[_root_.scale]
+
+
+OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)
+
+
+@hydra.main(config_path="configs", config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    """Train the composed config; the selection metric on validation data, for Hydra's sweepers."""
+    report = train(cfg)
+    return report["selected"]["value"] if report else math.nan
+
+
+def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
+    """Run one experiment from its composed config to its report, and return the report.
+
+    Args:
+        cfg: the composed config; `cfg.run_dir` names the folder of an interrupted run.
+        resume_from: checkpoint to go on from.
+
+    Raises:
+        UserError: the config asks for what cannot be had, in one sentence.
+    """
+    quieten()
+    require_device(cfg.trainer.accelerator)
+    L.seed_everything(cfg.seed, verbose=False)
+    datamodule = instantiate(cfg.data)
+    datamodule.prepare_data()
+    with open_dict(cfg):
+        # From here on the run belongs to the source that was found, also when it is resumed.
+        cfg.data.source = datamodule.source_used
+        cfg.run_dir = str(run_folder(cfg))
+    save_config(cfg)
+    model = instantiate(cfg.model)
+    trainer = build_trainer(cfg, model)
+    trainer.fit(model, datamodule, ckpt_path=resume_from, weights_only=True)
+    best = trainer.checkpoint_callback
+    test_metrics = trainer.test(model, datamodule, ckpt_path=best.best_model_path, verbose=False,
+                                weights_only=True)[0]
+    report = {}
+    if trainer.is_global_zero:
+        report = write_report(cfg, trainer, model, datamodule, test_metrics)
+        report = compare_with_baseline(cfg, report)
+        print_summary(cfg, report)
+    return report
+
+
+def quieten() -> None:
+    """Silence what a reader of a training log can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*WeightAveraging callback, but (saving|loading).*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*weights_only.*",
+        ".*exists and is not empty.*",
+        ".*sync_dist.*",
+        ".*smaller than the logging interval.*",
+        ".*single device to ensure each.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def require_device(accelerator: str) -> None:
+    """Fail early, in one sentence, where a GPU is asked for and torch sees none."""
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "This configuration asks for a GPU and torch sees none: leave TRAINER out to run on "
+            "the CPU, or see `make doctor`."
+        )
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """The folder of this run, named by experiment, scale, data source and seed."""
+    inherited = os.environ.get(RUN_DIR_VARIABLE)
+    if cfg.run_dir is not None:
+        folder = Path(cfg.run_dir)
+    elif "LOCAL_RANK" in os.environ and inherited:
+        folder = Path(inherited)
+    else:
+        name = f"{cfg.experiment_name}-{cfg.scale}-{cfg.data.source}-seed{cfg.seed}"
+        folder = Path(cfg.runs_dir) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        while folder.exists():
+            folder = folder.with_name(folder.name + "+")
+    os.environ[RUN_DIR_VARIABLE] = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_config(cfg: DictConfig) -> None:
+    """Write the resolved config, all that is needed to rebuild the model or resume the run."""
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    partial = Path(cfg.run_dir) / f".config.{os.getpid()}.yaml"
+    OmegaConf.save(resolved, partial)
+    partial.replace(Path(cfg.run_dir) / "config.yaml")
+
+
+def build_trainer(cfg: DictConfig, model: L.LightningModule) -> L.Trainer:
+    """Lightning's trainer with the callbacks and logger of the config."""
+    mode = "max" if model.task.maximise else "min"
+    best = ModelCheckpoint(
+        dirpath=Path(cfg.run_dir) / "checkpoints",
+        filename="best",
+        monitor=f"val/{model.task.selection}",
+        mode=mode,
+        enable_version_counter=False,
+    )
+    callbacks = [best, *(instantiate(c) for c in cfg.callbacks.values() if c is not None)]
+    logger = instantiate(cfg.logger)
+    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return instantiate(cfg.trainer, callbacks=callbacks, logger=logger)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()
