@@ -26,7 +26,7 @@ RUN_DIR_VARIABLE = "RESOLVENT_RUN_DIR"
 
 
 def by_scale(values: DictConfig, *, _root_: DictConfig) -> object:
-    """Config resolver: the value for the chosen scale, `${by_scale:{smoke: 1, demo: 2, paper: 3}}`."""
+    """Config resolver: the value for the chosen scale, `${by_scale:{smoke:1, demo:2, paper:3}}`."""
     if _root_.scale not in SCALES:
         raise UserError(f"scale must be one of {', '.join(SCALES)}, got {_root_.scale!r}.")
     return values[_root_.scale]

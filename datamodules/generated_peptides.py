@@ -211,19 +211,20 @@ def order_scores(sequence: str, bridge: Bridge = None) -> dict[str, float]:
 def order_labels(score: dict[str, float]) -> list[bool]:
     """The labels of a peptide's `order_scores`, as `LABEL_NAMES` orders them.
 
-    The thresholds set the frequencies, which run from .17 to .46.
+    The thresholds set the frequencies, which run from .17 to .46; no short peptide scores exactly
+    one of them, so rounding decides nothing.
     """
     return [
-        score["end_charge"] < 0,
-        score["hydrophobic_dipole"] < -0.5,
-        score["hydrophobic_blocks"] > 0.8,
-        score["bulk_eccentricity"] > 0.7,
-        score["charge_after_aromatic"] > 0.1,
-        score["end_charge"] < 0 and score["hydrophobic_eccentricity"] < -0.3,
-        score["salt_bridges"] > 0.6,
-        score["charge_segregation"] > 0.5,
-        score["helical_moment"] > 0.5,
-        score["strand_moment"] > 0.7,
+        score["end_charge"] < -0.01,
+        score["hydrophobic_dipole"] < -0.51,
+        score["hydrophobic_blocks"] > 0.81,
+        score["bulk_eccentricity"] > 0.71,
+        score["charge_after_aromatic"] > 0.11,
+        score["end_charge"] < -0.01 and score["hydrophobic_eccentricity"] < -0.31,
+        score["salt_bridges"] > 0.61,
+        score["charge_segregation"] > 0.51,
+        score["helical_moment"] > 0.51,
+        score["strand_moment"] > 0.71,
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torchmetrics
-from jaxtyping import Float, Integer, Num
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.classification import MulticlassF1Score
 from torchmetrics.functional.classification import binary_average_precision
@@ -37,7 +37,7 @@ class AveragePrecision(torchmetrics.Metric):
         self.add_state("preds", [], dist_reduce_fx="cat")
         self.add_state("target", [], dist_reduce_fx="cat")
 
-    def update(self, preds: Num[Tensor, "n labels"], target: Num[Tensor, "n labels"]) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Add predictions [n, T] and targets [n, T] (NaN = missing)."""
         _check_same_shape(preds, target)
         if preds.ndim != 2 or preds.shape[1] != self.num_labels:
@@ -83,7 +83,7 @@ class MeanAbsoluteError(torchmetrics.MeanAbsoluteError):
         ValueError: if the two shapes differ.
     """
 
-    def update(self, preds: Float[Tensor, "n targets"], target: Float[Tensor, "n targets"]) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Add predictions [n, T] and targets [n, T] (NaN = missing)."""
         _check_same_shape(preds, target)
         present = ~target.isnan()
@@ -175,10 +175,7 @@ def _average_precision(preds: Float[Tensor, " n"], target: Float[Tensor, " n"]) 
 
 
 def _tail_ranks(
-    scores: Float[Tensor, "N N"],
-    edge_label_index: Integer[Tensor, "2 M"],
-    edge_label: Num[Tensor, " M"],
-    filtered: bool,
+    scores: Tensor, edge_label_index: Tensor, edge_label: Tensor, filtered: bool
 ) -> Float[Tensor, " positives"]:
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise ValueError(f"Expected a score matrix [N, N] per graph, got {list(scores.shape)}.")

@@ -13,6 +13,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, r2_score
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from datamodules.generated_peptides import (
     LABEL_NAMES,
@@ -67,7 +68,8 @@ def test_sizes_resemble_the_official_set(
     # Official: mean 150.5 atoms, smallest 8, largest 444, a disulfide in 11 % of the peptides.
     sizes = np.array([molecule.GetNumAtoms() for molecule in molecules])
     assert 140 < sizes.mean() < 160
-    assert sizes.min() < 25 and 350 < sizes.max() < 480
+    assert sizes.min() < 25
+    assert 350 < sizes.max() < 480
     bridged = np.mean(["%10" in smiles for smiles in peptides.smiles])
     assert 0.08 < bridged < 0.2
 
@@ -120,7 +122,7 @@ def test_charge_dipole_by_hand() -> None:
         ("basic_n_terminus", "KRGGGGDE", "DEGGGGKR"),
         ("hydrophobic_n_terminus", "ILVGSNKR", "KRNSGILV"),
         ("hydrophobic_blocks", "IIIIKKKK", "IKIKIKIK"),
-        ("bulky_ends", "WWGAGAGWW", "GGAWWWAGG"),
+        ("bulky_ends", "WWGAGAGWW", "GAWWWWAGG"),
         ("aromatics_before_charges", "WFAAAAKE", "KEAAAAWF"),
         ("signal_peptide", "KKGLLLLLSTNDS", "LLSDNLKKTSGLL"),
         ("salt_bridge_ladder", "KKAEEAAKKAEE", "KKAAKKAEEAEE"),
@@ -157,8 +159,9 @@ def test_a_bag_of_atoms_predicts_nothing(
 
     excess, scores = [], []
     for label in peptides.labels.numpy().T:
-        model = HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=8, learning_rate=0.05)
-        probability = model.fit(counts[train], label[train]).predict_proba(counts[test])[:, 1]
+        model = HistGradientBoostingClassifier(max_iter=20, max_leaf_nodes=8)
+        with threadpool_limits(1):  # the fits are too small to share between threads
+            probability = model.fit(counts[train], label[train]).predict_proba(counts[test])[:, 1]
         precision = average_precision_score(label[test], probability)
         excess.append(precision - label[test].mean())
     for target in peptides.targets.numpy().T:
@@ -248,15 +251,15 @@ def reference_scores(sequence: str, bonds: np.ndarray) -> dict[str, float]:
 
 def reference_labels(score: dict[str, float]) -> list[float]:
     rules = {
-        "basic_n_terminus": score["end_charge"] < 0,
-        "hydrophobic_n_terminus": score["hydrophobic_dipole"] < -0.5,
-        "hydrophobic_blocks": score["hydrophobic_blocks"] > 0.8,
-        "bulky_ends": score["bulk_eccentricity"] > 0.7,
-        "aromatics_before_charges": score["charge_after_aromatic"] > 0.1,
-        "signal_peptide": score["end_charge"] < 0 and score["hydrophobic_eccentricity"] < -0.3,
-        "salt_bridge_ladder": score["salt_bridges"] > 0.6,
-        "segregated_charges": score["charge_segregation"] > 0.5,
-        "amphipathic_helix": score["helical_moment"] > 0.5,
-        "amphipathic_strand": score["strand_moment"] > 0.7,
+        "basic_n_terminus": score["end_charge"] < -0.01,
+        "hydrophobic_n_terminus": score["hydrophobic_dipole"] < -0.51,
+        "hydrophobic_blocks": score["hydrophobic_blocks"] > 0.81,
+        "bulky_ends": score["bulk_eccentricity"] > 0.71,
+        "aromatics_before_charges": score["charge_after_aromatic"] > 0.11,
+        "signal_peptide": score["end_charge"] < -0.01 and score["hydrophobic_eccentricity"] < -0.31,
+        "salt_bridge_ladder": score["salt_bridges"] > 0.61,
+        "segregated_charges": score["charge_segregation"] > 0.51,
+        "amphipathic_helix": score["helical_moment"] > 0.51,
+        "amphipathic_strand": score["strand_moment"] > 0.71,
     }
     return [float(rules[name]) for name in LABEL_NAMES]

@@ -9,7 +9,7 @@ import torch
 import torchmetrics
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from lit_models.metrics import AveragePrecision, MacroF1, MeanAbsoluteError, MeanReciprocalRank
 
@@ -208,6 +208,7 @@ def values_of_one_process(batches_by_name: list[list[tuple[Tensor, ...]]]) -> li
 
 
 def check_process(rank: int, store: str) -> None:
+    torch.set_num_threads(1)  # a forked process cannot use its parent's thread pool
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2
     )
@@ -222,7 +223,8 @@ def check_process(rank: int, store: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    spawn(check_process, args=(str(tmp_path / "store"),), nprocs=2)
+    # Forked, as importing torch twice more would take most of the test's time.
+    start_processes(check_process, (str(tmp_path / "store"),), nprocs=2, start_method="fork")
 
 
 @pytest.mark.parametrize(
