@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from errors import UserError, one_sentence_errors
-from train import quieten, train
+from train import prepare_process, train
 
 
 def load_config(run: str | Path) -> DictConfig:
@@ -120,7 +120,7 @@ def resume(run: str | Path) -> dict:
 
 
 def _prepare(run: str | Path) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
-    quieten()
+    prepare_process()
     cfg = load_config(run)
     L.seed_everything(cfg.seed, verbose=False)
     model, datamodule = load_run(run), instantiate(cfg.data)

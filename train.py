@@ -52,7 +52,7 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     Raises:
         UserError: the config asks for what cannot be had, in one sentence.
     """
-    quieten()
+    prepare_process()
     require_device(cfg.trainer.accelerator)
     L.seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.data)
@@ -76,8 +76,11 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     return report
 
 
-def quieten() -> None:
-    """Silence what a reader of a training log can do nothing about."""
+def prepare_process() -> None:
+    """Make CPUs treat denormal numbers as zero, and silence warnings nobody can act upon."""
+    # A resolvent decays exponentially with distance; its denormal entries cost a CPU up to ten
+    # times the time of a product. Threads inherit the setting, so it comes before any work.
+    torch.set_flush_denormal(True)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

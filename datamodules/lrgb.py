@@ -182,14 +182,14 @@ class GraphDataset(Dataset):
         return len(self.table.slices["x"]) - 1
 
     def get(self, idx: int) -> Data:
-        graph = Data()
+        graph: dict[str, Any] = {}
         for key, tensor in self.table.tensors.items():
             start, end = self.table.slices[key][idx : idx + 2].tolist()
             part = tensor.narrow(_joined_dim(key), start, end - start)
             graph[key] = part.to(getattr(torch, self.table.dtypes[key]), copy=True)
         if self.table.smiles is not None:
-            graph.smiles = self.table.smiles[idx]
-        return graph
+            graph["smiles"] = self.table.smiles[idx]
+        return Data(**graph)
 
 
 _Build = Callable[[Path], dict[str, GraphTable]]
@@ -447,6 +447,7 @@ class LRGBDataModule(LightningDataModule):
         return self.cache_dir / "lrgb" / "raw" / name
 
     def _downloads_to(self, folder: Path) -> bool:
+        """Whether the folder is ours to fill, not one of the user's."""
         return folder.parent == self.cache_dir / "lrgb" / "raw"
 
     def _read_csv(self, folder: Path) -> _Build:
@@ -544,9 +545,9 @@ def _molecules(smiles: list[str], y: Tensor) -> GraphTable:
     edges = torch.from_numpy(arrays.num_edges)
     return GraphTable.of(
         {
-            "x": torch.from_numpy(arrays.x.copy()),
-            "edge_index": torch.from_numpy(arrays.edge_index.copy()),
-            "edge_attr": torch.from_numpy(arrays.edge_attr.copy()),
+            "x": torch.from_numpy(arrays.x),
+            "edge_index": torch.from_numpy(arrays.edge_index),
+            "edge_attr": torch.from_numpy(arrays.edge_attr),
             "y": y,
         },
         {

@@ -1,14 +1,13 @@
 """Shape annotations are enforced while testing; nothing here may reach the network."""
 
-import os
-
 from jaxtyping import install_import_hook
 
 install_import_hook(["kernels", "lit_models"], "beartype.beartype")
-os.environ.setdefault("OUTDATED_IGNORE", "1")  # ogb would look for a newer release of itself
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+torch.set_flush_denormal(True)  # as the entry points do
 
 
 @pytest.fixture(autouse=True)

@@ -30,30 +30,44 @@ def resolvent_torch(
         return x.new_zeros(graphs, largest, *x.shape[1:]).index_put((graph, place), x)
 
     source, target = edge_index
-    A_GnnH = edge_weight.new_zeros(graphs, largest, largest, V.shape[1]).index_put(
-        (graph[target], place[target], place[source]), edge_weight, accumulate=True
-    )
-    A_GHnn = A_GnnH.permute(0, 3, 1, 2)
-    L_GHnn = _Inverse.apply(A_GHnn, sizes) if terms is None else _neumann(A_GHnn, terms)
+    entry = (graph[target], place[target], place[source])
+    shape = (graphs, V.shape[1], largest, largest)
+    if terms is None:
+        L_GHnn = _Inverse.apply(edge_weight, entry, shape, sizes)
+    else:
+        L_GHnn = _neumann(_adjacency(edge_weight, entry, shape), terms)
     kernel_G1nn = (padded(C) @ padded(B).mT).unsqueeze(1)
     Y_GHnP = (L_GHnn * kernel_G1nn) @ padded(V).transpose(1, 2)
     return Y_GHnP.transpose(1, 2)[graph, place]
 
 
+def _adjacency(weight_EH: Tensor, entry: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+    """A [G, H, n, n] with A[target, source] = weight, repeated edges added up."""
+    graph, row, column = entry
+    heads = torch.arange(shape[1], device=weight_EH.device)
+    where = (graph[:, None], heads, row[:, None], column[:, None])
+    return weight_EH.new_zeros(shape).index_put(where, weight_EH, accumulate=True)
+
+
 class _Inverse(torch.autograd.Function):
-    """(I − A)⁻¹ per graph and head, the identity on padding; dA = Lᵀ dL Lᵀ."""
+    """L = (I − A)⁻¹ [G, H, n, n] from edge weights, the identity on padding.
+
+    dA = Lᵀ dL Lᵀ is wanted on the edges alone: one full product, then one row product an edge.
+    """
 
     @staticmethod
-    def forward(ctx, A: Tensor, sizes: Tensor) -> Tensor:
-        identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        L = _invert_each(identity - A, sizes) if A.device.type == "cpu" else _invert(identity - A)
-        ctx.save_for_backward(L)
+    def forward(ctx, weight_EH: Tensor, entry, shape, sizes: Tensor) -> Tensor:
+        A = _adjacency(weight_EH, entry, shape)
+        M = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - A
+        L = _invert_each(M, sizes) if A.device.type == "cpu" else _invert(M)
+        ctx.save_for_backward(L, *entry)
         return L
 
     @staticmethod
-    def backward(ctx, dL: Tensor) -> tuple[Tensor, None]:
-        (L,) = ctx.saved_tensors
-        return L.mT @ dL @ L.mT, None
+    def backward(ctx, dL: Tensor) -> tuple[Tensor, None, None, None]:
+        L, graph, row, column = ctx.saved_tensors
+        T = L.mT @ dL
+        return (T[graph, :, row] * L[graph, :, column]).sum(dim=-1), None, None, None
 
 
 def _invert(M: Tensor) -> Tensor:

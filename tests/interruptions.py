@@ -1,0 +1,31 @@
+"""Callbacks that tests put into a run to hurt it."""
+
+import os
+import signal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+class KillAt(Callback):
+    """kill −9 (or another signal) just before a step, unless the run was resumed."""
+
+    def __init__(self, step: int, signal_number: int = int(signal.SIGKILL)):
+        self.step, self.signal_number = step, signal_number
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args) -> None:
+        if trainer.global_step == self.step and trainer.ckpt_path is None:
+            os.kill(os.getpid(), self.signal_number)
+
+
+class PoisonAt(Callback):
+    """Make one weight NaN before a step, and remember all weights at the time."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *args) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                next(module.parameters()).view(-1)[0:].fill_(torch.nan)

@@ -1,0 +1,74 @@
+"""Run the entry points as a user does, on a few generated peptides, in a folder of the test's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import runs
+import train
+from errors import one_sentence_errors
+
+ROOT = Path(__file__).parent.parent
+FEW = "data.generated_size=[60,20,20]"
+
+
+def arguments(folder: Path, *overrides: str) -> list[str]:
+    """Overrides for a smoke run on generated data, below `folder`, on the CPU."""
+    cache = os.environ.get("RESOLVENT_TEST_CACHE", folder / "data")
+    return [
+        "scale=smoke", "trainer=cpu", "data.source=generated", FEW, "compare=null",
+        f"runs_dir={folder / 'runs'}", f"data.cache_dir={cache}", *overrides,
+    ]
+
+
+def train_here(folder: Path, experiment: str, *overrides: str) -> Path:
+    """Train in this process; the run's folder."""
+    before = set((folder / "runs").glob("*"))
+    call_main(f"experiment={experiment}", *arguments(folder, *overrides))
+    (run,) = set((folder / "runs").glob("*")) - before
+    return run
+
+
+def call_main(*overrides: str) -> None:
+    """train.main() with a command line, errors told as to a user."""
+    with pytest.MonkeyPatch.context() as patch, one_sentence_errors():
+        patch.setattr(sys, "argv", ["train.py", *overrides])
+        for variable in ("RESOLVENT_RUN_DIR", "LOCAL_RANK", "PL_GLOBAL_SEED"):
+            patch.delenv(variable, raising=False)
+        train.main()
+
+
+def call_runs(command: str, run: Path) -> object:
+    """A command of runs.py, errors told as to a user."""
+    with one_sentence_errors():
+        return runs.COMMANDS[command](run)
+
+
+def train_outside(folder: Path, experiment: str, *overrides: str, script: str = "train.py"):
+    """Train in a process of its own; the finished process."""
+    command = [sys.executable, str(ROOT / script), f"experiment={experiment}"]
+    return subprocess.run(
+        [*command, *arguments(folder, *overrides)], cwd=folder, capture_output=True, text=True,
+        timeout=280, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )
+
+
+def report_of(run: Path) -> dict:
+    """The run's report."""
+    return json.loads((run / "report.json").read_text())
+
+
+def scalars(run: Path, tag: str) -> dict[int, float]:
+    """What TensorBoard shows for a tag, by step; of a step logged twice, the later value."""
+    found = {}
+    for path in sorted(run.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+        events.Reload()
+        if tag in events.Tags()["scalars"]:
+            found |= {event.step: event.value for event in events.Scalars(tag)}
+    return found

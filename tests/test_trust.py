@@ -1,0 +1,227 @@
+"""What a run promises: resumed exactly, saved whole, stopped in time, reproduced from its folder."""
+
+import csv
+import json
+import math
+import signal
+
+import pytest
+import torch
+import yaml
+
+import runs
+from lit_models.callbacks.checkpoint import AtomicCheckpointIO
+from lit_models.module import NonFiniteError
+from tests.running import (
+    call_main,
+    call_runs,
+    report_of,
+    scalars,
+    train_here,
+    train_outside,
+)
+
+TEN_STEPS = (
+    "data.limit=null",
+    "data.batch_size=6",
+    "trainer.limit_train_batches=null",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "model.dropout=0.2",
+    "callbacks.last.every_n_train_steps=3",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run of two epochs of ten steps."""
+    return train_here(tmp_path_factory.mktemp("finished"), "chimera_lrgb", *TEN_STEPS)
+
+
+@pytest.mark.parametrize("killed_before", [8, 10, 15])
+def test_a_killed_run_resumes_loss_for_loss(finished, tmp_path, killed_before):
+    """kill −9 inside the first epoch, between the two, and inside the second."""
+    kill = "+callbacks.kill={_target_: tests.interruptions.KillAt, step: %d}" % killed_before
+    process = train_outside(tmp_path, "chimera_lrgb", *TEN_STEPS, kill)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    at_kill = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert killed_before - 3 <= at_kill <= killed_before
+    assert not (run / "report.json").exists()
+    call_runs("resume", run)
+    expected, resumed = (scalars(r, "train/loss") for r in (finished, run))
+    assert sorted(expected) == list(range(20))
+    assert {s: v for s, v in resumed.items() if s >= at_kill} == {
+        s: v for s, v in expected.items() if s >= at_kill
+    }
+    assert report_of(run)["test"] == report_of(finished)["test"]
+    assert scalars(run, "val/ap") == scalars(finished, "val/ap")
+
+
+def test_sigterm_ends_in_one_sentence_and_can_be_resumed(tmp_path):
+    kill = "+callbacks.kill={_target_: tests.interruptions.KillAt, step: 5, signal_number: %d}"
+    process = train_outside(tmp_path, "chimera_lrgb", *TEN_STEPS, kill % signal.SIGTERM)
+    assert process.returncode == 1
+    assert "Stopped by SIGTERM: `make resume" in process.stderr
+    assert "Traceback" not in process.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    call_runs("resume", run)
+    assert (run / "report.json").exists()
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
+    path, save = tmp_path / "last.ckpt", torch.save
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def save_half(obj, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(OSError, match="no space left"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    monkeypatch.setattr(torch, "save", save)
+    AtomicCheckpointIO().save_checkpoint({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
+    poison = "+callbacks.poison={_target_: tests.interruptions.PoisonAt, step: 7}"
+    with pytest.raises(SystemExit) as stopped:
+        train_here(tmp_path, "chimera_lrgb", *TEN_STEPS, poison)
+    sentence = str(stopped.value)
+    assert "The loss became nan at step 7 (epoch 0, batch 7), before the optimiser step" in sentence
+    assert "smaller model.optimisation.lr" in sentence
+    (run,) = (tmp_path / "runs").iterdir()
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+    assert all(v.isfinite().all() for v in last["state_dict"].values())
+
+
+def test_load_run_gives_the_selected_model_back(finished):
+    model = runs.load_run(finished)
+    checkpoint = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    assert type(model).__name__ == "LitChimeraGraph"
+    assert not model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][name])
+
+
+def test_eval_reproduces_the_report(finished):
+    reported = report_of(finished)["test"]
+    assert call_runs("eval", finished) == pytest.approx(reported, rel=1e-6)
+
+
+def test_predictions_reproduce_the_report(finished):
+    path = call_runs("predict", finished)
+    rows = list(csv.DictReader(path.open()))
+    assert [int(row["graph"]) for row in rows] == list(range(20))
+    _, datamodule, _ = runs._prepare(finished)
+    names = datamodule.label_names
+    logits = torch.tensor([[float(row[name]) for name in names] for row in rows])
+    target = torch.cat([graph.y for graph in datamodule.test_dataset])
+    metrics = runs.load_run(finished).task.metrics()
+    metrics.update(logits, target)
+    assert float(metrics.compute()["ap"]) == pytest.approx(report_of(finished)["test"]["ap"], rel=1e-6)
+
+
+def test_a_run_leaves_one_folder_with_all_that_is_needed(finished):
+    assert finished.name.startswith("chimera_lrgb-smoke-generated-seed0-")
+    assert [p.name for p in finished.parent.iterdir()] == [finished.name]
+    names = {p.name.split(".out.")[0] for p in finished.iterdir()}
+    assert {"config.yaml", "checkpoints", "report.json", "events"} <= names
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["data"]["source"] == "generated"
+    report = report_of(finished)
+    assert report["data"]["source"] == "generated"
+    assert report["steps"] == 20
+    for fact in ("parameters", "graphs_per_second", "peak_memory_mib", "seed", "versions", "commit"):
+        assert report[fact] is not None
+    assert 0 <= report["constant"]["ap"] <= 1
+
+
+def test_tensorboard_shows_curves_labels_steps_and_pictures(finished):
+    for tag in ("train/loss", "train/grad_norm", "val/loss", "val/ap", "test/ap"):
+        values = scalars(finished, tag)
+        assert values, tag
+        assert all(math.isfinite(v) for v in values.values())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = {"images": set(), "histograms": set(), "scalars": set()}
+    for path in finished.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for kind in tags:
+            tags[kind] |= set(events.Tags()[kind])
+    assert {"resolvent", "molecules"} <= tags["images"]
+    assert {f"delta_{c}/net.blocks.0.mixer" for c in ("source", "target", "self", "edge")} <= tags["histograms"]
+    assert any(tag.startswith("val_ap_per_label/") for tag in tags["scalars"])
+
+
+def test_two_processes_train_one_model(tmp_path):
+    process = train_outside(
+        tmp_path, "chimera_lrgb", "trainer=ddp", "trainer.accelerator=cpu",
+        "trainer.limit_train_batches=null", "data.limit=null",
+    )
+    assert process.returncode == 0, process.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    report = report_of(run)
+    assert report["steps"] == math.ceil(60 / 16) / 2
+    assert call_runs("eval", run) == pytest.approx(report["test"], rel=1e-4)
+    assert {p.name for p in tmp_path.iterdir()} <= {"runs", "data"}
+
+
+def test_a_sweep_of_two_seeds_leaves_two_runs_in_one_folder(tmp_path):
+    process = train_outside(tmp_path, "baseline_atoms", "-m", "seed=0,1")
+    assert process.returncode == 0, process.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"runs", "data"}
+    (sweep,) = (tmp_path / "runs/sweeps").iterdir()
+    names = sorted(p.name.rsplit("-", 2)[0] for p in sweep.iterdir())
+    assert names == [
+        "baseline_atoms-smoke-generated-seed0", "baseline_atoms-smoke-generated-seed1", "multirun.yaml",
+    ]
+
+
+def test_the_baseline_is_trained_on_the_same_data_once(tmp_path, capfd):
+    first = train_here(tmp_path, "chimera_lrgb", "compare=baseline_atoms")
+    (baseline,) = (tmp_path / "runs").glob("baseline_atoms-*")
+    screen = capfd.readouterr().out
+    report = report_of(first)
+    assert report["baseline"]["test"] == report_of(baseline)["test"]
+    assert report_of(baseline)["data"] == report["data"]
+    for text in ("source GENERATED", "constant predictor", "baseline_atoms", str(first), "make eval"):
+        assert text in screen
+    worse = [n for n, ap in (("constant predictor", report["constant"]["ap"]),
+                             ("baseline_atoms", report["baseline"]["test"]["ap"]))
+             if ap >= report["test"]["ap"]]
+    for name in ("constant predictor", "baseline_atoms"):
+        assert (f"is NOT better than the {name}" in screen) == (name in worse)
+    call_main("experiment=chimera_lrgb", *_like(first))
+    assert len(list((tmp_path / "runs").glob("baseline_atoms-*"))) == 1
+
+
+def _like(run) -> list[str]:
+    from tests.running import arguments
+
+    return arguments(run.parent.parent, "compare=baseline_atoms")
+
+
+@pytest.mark.parametrize("metric_better", [True, False])
+def test_the_last_screen_says_so_when_the_model_is_not_ahead(metric_better, capsys):
+    from omegaconf import OmegaConf
+
+    from report import print_summary
+
+    score = 0.9 if metric_better else 0.3
+    report = {
+        "experiment": "x", "scale": "demo", "seed": 0, "parameters": 1, "steps": 1,
+        "data": {"task": "t", "source": "official", "limit": None},
+        "selected": {"metric": "val/ap"}, "test": {"ap": score}, "constant": {"ap": 0.2},
+        "maximise": True, "baseline": {"experiment": "baseline_atoms", "test": {"ap": 0.5}},
+    }
+    print_summary(OmegaConf.create({"run_dir": "runs/x"}), json.loads(json.dumps(report)))
+    screen = capsys.readouterr().out
+    assert ("x is NOT better than the baseline_atoms" in screen) != metric_better
+    assert "NOT better than the constant" not in screen
