@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lit_models.callbacks.progress import RunProgress, peak_memory_mib
 
@@ -36,17 +36,7 @@ def write_report(
         "experiment": cfg.experiment_name,
         "scale": cfg.scale,
         "seed": cfg.seed,
-        "data": {
-            "task": cfg.data.task,
-            "source": datamodule.source_used,
-            "fingerprint": datamodule.fingerprint,
-            "limit": cfg.data.limit,
-            "graphs": {
-                "train": len(datamodule.train_dataset),
-                "val": len(datamodule.val_dataset),
-                "test": len(datamodule.test_dataset),
-            },
-        },
+        "data": datamodule.provenance,
         "selected": {
             "metric": best.monitor,
             "value": float(best.best_model_score),
@@ -131,11 +121,9 @@ def find_report(runs: Path, experiment: str, like: dict) -> tuple[Path, dict] | 
 
 def train_baseline(cfg: DictConfig) -> None:
     """Run the baseline experiment in a process of its own, free of this run's distributed state."""
-    data = {
-        key: cfg.data[key]
-        for key in ("source", "data_dir", "cache_dir", "limit", "generated_size", "seed")
-    }
-    overrides = [f"data.{key}={json.dumps(value)}" for key, value in data.items()]
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    how = ("_target_", "batch_size", "num_workers")  # the rest is what the data are
+    overrides = [f"data.{k}={json.dumps(v)}" for k, v in data.items() if k not in how]
     overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed", "runs_dir")]
     environment = {
         key: value

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
+from torchmetrics import MetricCollection
 
 from lit_models.tasks import Task
 
@@ -126,20 +127,23 @@ class LitModule(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.test_metrics, "test")
 
-    def _evaluate(self, batch: Batch, metrics, stage: str) -> None:
+    def _evaluate(self, batch: Batch, metrics: MetricCollection, stage: str) -> None:
         prediction = self(batch)
         self.task.update(metrics, prediction, batch)
         loss = self.task.loss(prediction, batch)
         self.log(f"{stage}/loss", loss, batch_size=batch.num_graphs, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics(self.val_metrics)
+        self._log_metrics(self.val_metrics, "val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics(self.test_metrics)
+        self._log_metrics(self.test_metrics, "test")
 
-    def _log_metrics(self, metrics) -> None:
+    def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
         self.log_dict(metrics.compute(), prog_bar=True)
+        names = getattr(self.trainer.datamodule, "label_names", [])
+        for name, value in self.task.per_label(metrics, names).items():
+            self.log(f"{stage}_{name}", value)
         metrics.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -54,6 +54,10 @@ class Task(ABC):
         """Add one batch to the metrics."""
         metrics.update(prediction, self.target(batch))
 
+    def per_label(self, metrics: MetricCollection, names: list[str]) -> dict[str, Tensor]:
+        """What the metrics say of every label, by `<metric>_per_label/<label>`; {} if nothing."""
+        return {}
+
     def score_constant(self, train: Iterable[Batch], test: Iterable[Batch]) -> dict[str, float]:
         """Test metrics of the constant predictor fitted on the training targets."""
         constant = self.constant(torch.cat([self.target(batch) for batch in train]))
@@ -76,6 +80,11 @@ class MultilabelClassification(Task):
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"ap": AveragePrecision(self.num_outputs)})
+
+    def per_label(self, metrics: MetricCollection, names: list[str]) -> dict[str, Tensor]:
+        values = metrics["ap"].per_label()
+        defined = zip(names, values, strict=True) if names else enumerate(values)
+        return {f"ap_per_label/{name}": value for name, value in defined if not value.isnan()}
 
     def target(self, batch: Batch) -> Tensor:
         return batch.y
