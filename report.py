@@ -88,7 +88,10 @@ def commit() -> str | None:
     root = Path(__file__).parent
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=root, capture_output=True, text=True, check=False,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return described.stdout.strip() or None
 

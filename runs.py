@@ -27,7 +27,7 @@ def load_config(run: str | Path) -> DictConfig:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise UserError(
-            f"{run} is not the folder of a run, it holds no config.yaml: pass one of those in runs/."
+            f"{run} is not the folder of a run, it holds no config.yaml: pass one from runs/."
         )
     cfg = OmegaConf.load(path)
     # A run that was moved is where it is now.
@@ -87,7 +87,9 @@ def predict(run: str | Path) -> Path:
         for graphs, batch in zip(loader.batch_sampler, loader, strict=True):
             outputs = model(batch).tolist()
             if model.task.level == "graph":
-                rows += [[graph, "", *output] for graph, output in zip(graphs, outputs, strict=True)]
+                rows += [
+                    [graph, "", *output] for graph, output in zip(graphs, outputs, strict=True)
+                ]
             else:
                 owner = batch.batch.tolist()
                 first = batch.ptr.tolist()
@@ -127,8 +129,12 @@ def _prepare(run: str | Path) -> tuple[L.LightningModule, L.LightningDataModule,
     datamodule.prepare_data()
     datamodule.setup("test")
     trainer = L.Trainer(
-        accelerator=cfg.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=False,
+        accelerator=cfg.trainer.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
     )
     return model, datamodule, trainer
 

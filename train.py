@@ -66,8 +66,9 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     trainer = build_trainer(cfg, model)
     trainer.fit(model, datamodule, ckpt_path=resume_from, weights_only=True)
     best = trainer.checkpoint_callback
-    test_metrics = trainer.test(model, datamodule, ckpt_path=best.best_model_path, verbose=False,
-                                weights_only=True)[0]
+    test_metrics = trainer.test(
+        model, datamodule, ckpt_path=best.best_model_path, verbose=False, weights_only=True
+    )[0]
     report = {}
     if trainer.is_global_zero:
         report = write_report(cfg, trainer, model, datamodule, test_metrics)

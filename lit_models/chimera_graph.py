@@ -164,7 +164,7 @@ class ChimeraBlock(nn.Module):
 
 
 class ChimeraGraphNet(nn.Module):
-    """Encoder, blocks, head: a batch of graphs to the task's outputs. Arguments as LitChimeraGraph."""
+    """Encoder, blocks, head: a batch of graphs to the task's outputs."""
 
     def __init__(
         self,

@@ -175,4 +175,3 @@ class ContactPrediction(Task):
             nodes = prediction[first:last]
             pairs = batch.edge_label_index[:, here] - first
             metrics.update(nodes @ nodes.T, pairs, batch.edge_label[here])
-

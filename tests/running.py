@@ -21,8 +21,14 @@ def arguments(folder: Path, *overrides: str) -> list[str]:
     """Overrides for a smoke run on generated data, below `folder`, on the CPU."""
     cache = os.environ.get("RESOLVENT_TEST_CACHE", folder / "data")
     return [
-        "scale=smoke", "trainer=cpu", "data.source=generated", FEW, "compare=null",
-        f"runs_dir={folder / 'runs'}", f"data.cache_dir={cache}", *overrides,
+        "scale=smoke",
+        "trainer=cpu",
+        "data.source=generated",
+        FEW,
+        "compare=null",
+        f"runs_dir={folder / 'runs'}",
+        f"data.cache_dir={cache}",
+        *overrides,
     ]
 
 
@@ -53,8 +59,13 @@ def train_outside(folder: Path, experiment: str, *overrides: str, script: str = 
     """Train in a process of its own; the finished process."""
     command = [sys.executable, str(ROOT / script), f"experiment={experiment}"]
     return subprocess.run(
-        [*command, *arguments(folder, *overrides)], cwd=folder, capture_output=True, text=True,
-        timeout=280, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        [*command, *arguments(folder, *overrides)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
     )
 
 

@@ -45,7 +45,9 @@ def test_an_experiment_is_short_and_has_a_header(path):
 
 def readme_commands() -> list[str]:
     """Every line of the README's and the docs' shell blocks."""
-    text = "".join(p.read_text() for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+    text = "".join(
+        p.read_text() for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    )
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.DOTALL)
     lines = (line.split(" #")[0].strip() for block in blocks for line in block.splitlines())
     return [line for line in lines if line]
@@ -68,8 +70,15 @@ def test_every_command_of_the_readme_exists(command):
         assert (ROOT / ".ci/run").is_file()
         return
     subprocess.run(
-        ["make", "--dry-run", "--always-make", *command.split()[command.split().index("make") + 1 :]],
-        cwd=ROOT, check=True, capture_output=True,
+        [
+            "make",
+            "--dry-run",
+            "--always-make",
+            *command.split()[command.split().index("make") + 1 :],
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     for experiment in re.findall(r"EXP=(\w+)", command):
         assert (EXPERIMENTS / f"{experiment}.yaml").is_file()

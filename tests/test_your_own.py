@@ -33,7 +33,12 @@ def copy(tmp_path_factory):
 def test_the_page_works(copy, experiment, least):
     command = [sys.executable, "train.py", f"experiment={experiment}", "trainer=cpu"]
     done = subprocess.run(
-        command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True, check=False
+        command,
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     (run,) = (copy / "runs").glob(f"{experiment}-demo-*")

@@ -20,9 +20,10 @@ def main() -> None:
     """Print one line per finding."""
     rows = {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} cores",
         "gpu": gpu(),
-        "C++ compiler": shutil.which(os.environ.get("CXX", "c++")) or "none: model.compile=true fails",
+        "C++ compiler": shutil.which(os.environ.get("CXX", "c++"))
+        or "none: model.compile=true fails",
         "free disk": f"{shutil.disk_usage('.').free / 2**30:.0f} GiB",
         "drawing": drawing(),
         **{f"data: {name}": found for name, found in data().items()},

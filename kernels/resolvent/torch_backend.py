@@ -67,7 +67,14 @@ class _Inverse(torch.autograd.Function):
     def backward(ctx, dL: Tensor) -> tuple[Tensor, None, None, None]:
         L, graph, row, column = ctx.saved_tensors
         T = L.mT @ dL
-        return (T[graph, :, row] * L[graph, :, column]).sum(dim=-1), None, None, None
+        _, heads, n, _ = L.shape
+        block = (graph[:, None] * heads + torch.arange(heads, device=L.device)) * n
+
+        def rows(matrices: Tensor, index: Tensor) -> Tensor:
+            return matrices.reshape(-1, n).index_select(0, (block + index[:, None]).flatten())
+
+        d_weight = (rows(T, row) * rows(L, column)).sum(dim=-1)
+        return d_weight.view(-1, heads), None, None, None
 
 
 def _invert(M: Tensor) -> Tensor:

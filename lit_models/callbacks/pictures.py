@@ -64,7 +64,9 @@ class GraphPictures(Callback):
             for channel, delta in layer.deltas(x, edge_attr)._asdict().items():
                 board.add_histogram(f"delta_{channel}/{name}", delta.float().cpu(), step)
         if layers:
-            matrices = {n: first_resolvent(layers[n], seen[n]) for n in (*layers,)[:: len(layers) - 1 or 1]}
+            matrices = {
+                n: first_resolvent(layers[n], seen[n]) for n in (*layers,)[:: len(layers) - 1 or 1]
+            }
             board.add_figure("resolvent", draw_resolvents(matrices, graphs[0]), step)
         if "smiles" in graphs[0] and module.task.level == "graph":
             names = trainer.datamodule.label_names
@@ -130,7 +132,9 @@ def describe_labels(target: Tensor, logits: Tensor, names: list[str]) -> str:
     """True labels, and the three most probable ones."""
     true = [name for name, value in zip(names, target.tolist(), strict=True) if value == 1]
     probability, order = logits.sigmoid().topk(3)
-    likely = [f"{names[i]} {p:.2f}" for i, p in zip(order.tolist(), probability.tolist(), strict=True)]
+    likely = [
+        f"{names[i]} {p:.2f}" for i, p in zip(order.tolist(), probability.tolist(), strict=True)
+    ]
     return f"true: {', '.join(true) or 'none'}\npredicted: {', '.join(likely)}"
 
 

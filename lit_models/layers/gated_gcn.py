@@ -49,7 +49,7 @@ class GatedGCN(nn.Module):
 
 
 def normalise(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """Batch norm that falls back to its running statistics where a batch has fewer than two rows."""
+    """Batch norm, by its running statistics where a batch has fewer than two rows."""
     if x.shape[0] > 1 or not norm.training:
         return norm(x)
     return nn.functional.batch_norm(

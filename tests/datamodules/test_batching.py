@@ -10,7 +10,9 @@ from tests.graphs import TOPOLOGIES, molecule_like
 SIZES = np.clip(np.random.default_rng(0).gamma(3, 50, 2000).astype(int), 8, 444)
 
 
-@pytest.mark.parametrize("sizes", [SIZES, [1000, 1, 1, 1], [1, 1, 1, 1000], [5], [7, 7, 7]], ids=len)
+@pytest.mark.parametrize(
+    "sizes", [SIZES, [1000, 1, 1, 1], [1, 1, 1, 1000], [5], [7, 7, 7]], ids=len
+)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_every_graph_comes_once_an_epoch(sizes, replicas):
     if len(sizes) < replicas:
@@ -19,7 +21,9 @@ def test_every_graph_comes_once_an_epoch(sizes, replicas):
     batches = [list(sampler) for sampler in samplers]
     assert {len(share) for share in batches} == {len(samplers[0])}
     assert all(batch for share in batches for batch in share)
-    assert sorted(i for share in batches for batch in share for i in batch) == list(range(len(sizes)))
+    assert sorted(i for share in batches for batch in share for i in batch) == list(
+        range(len(sizes))
+    )
 
 
 def test_batches_hold_equal_numbers_of_nodes_and_little_padding():

@@ -67,7 +67,9 @@ def test_a_nan_stays_in_its_graph():
 
 def test_an_empty_batch_gives_an_empty_result():
     none = torch.zeros(2, 0, dtype=torch.int64)
-    y = resolvent(none, torch.zeros(0, H), torch.zeros(0, S), torch.zeros(0, S), torch.zeros(0, H, P))
+    y = resolvent(
+        none, torch.zeros(0, H), torch.zeros(0, S), torch.zeros(0, S), torch.zeros(0, H, P)
+    )
     assert y.shape == (0, H, P)
 
 

@@ -18,9 +18,7 @@ from tests.graphs import TOPOLOGIES, batch_of_all, edge_index, molecule_encoder,
 
 def make_model(**options) -> LitChimeraGraph:
     sizes = {"width": 16, "layers": 2, "heads": 2, "state": 8, "dropout": 0.0} | options
-    return LitChimeraGraph(
-        MultilabelClassification(10), molecule_encoder, Optimisation(), **sizes
-    )
+    return LitChimeraGraph(MultilabelClassification(10), molecule_encoder, Optimisation(), **sizes)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -56,9 +54,13 @@ def test_parameter_count_at_paper_scale_part_by_part():
 def test_edge_weights_by_hand():
     """0 → 1 → 2 and 0 → 2: both edges out of node 0 share its normaliser."""
     edges = torch.tensor([[0, 1, 0], [1, 2, 2]])
-    source, target, self_ = (torch.tensor(v).reshape(3, 1) for v in ([0.3, 0.6, 9], [9, 0.9, 1.2], [0.5, 1.0, 9]))
+    source, target, self_ = (
+        torch.tensor(v).reshape(3, 1) for v in ([0.3, 0.6, 9], [9, 0.9, 1.2], [0.5, 1.0, 9])
+    )
     edge = torch.tensor([[0.3], [0.0], [1.5]])
-    a01, a12, a02 = (torch.tensor(-x / 3).exp() for x in (0.3 + 0.9 + 0.3, 0.6 + 1.2, 0.3 + 1.2 + 1.5))
+    a01, a12, a02 = (
+        torch.tensor(-x / 3).exp() for x in (0.3 + 0.9 + 0.3, 0.6 + 1.2, 0.3 + 1.2 + 1.5)
+    )
     s0, s1 = torch.tensor([-0.5, -1.0]).exp()
     out0 = torch.clamp(a01 + a02 + s0, min=1) + 0.05
     out1 = torch.clamp(a12 + s1, min=1) + 0.05

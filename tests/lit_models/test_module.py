@@ -1,0 +1,31 @@
+"""The shared base: schedule, weight decay, and the random stream of a step."""
+
+import pytest
+import torch
+
+from lit_models.module import Optimisation
+from tests.lit_models.test_chimera_graph import make_model
+
+
+def test_schedule_warms_up_linearly_and_decays_as_a_cosine():
+    factor = [Optimisation(warmup=0.1, final_lr_ratio=0.2).factor(s, 100) for s in range(101)]
+    assert factor[0] == pytest.approx(1 / 11)
+    rises = torch.tensor(factor[:11]).diff()
+    assert rises == pytest.approx(rises[0].item(), abs=1e-6)
+    assert max(factor) == factor[10] == 1
+    assert factor[55] == pytest.approx(0.6)
+    assert factor[100] == pytest.approx(0.2)
+
+
+def test_only_weight_matrices_decay():
+    model = make_model()
+    optimizer = Optimisation(weight_decay=0.1).build(model, 10)["optimizer"]
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        expected = 0.1 if name.endswith("weight") and parameter.ndim > 1 else 0.0
+        assert decay[id(parameter)] == expected, name
+    bias = dict(model.named_parameters())["net.blocks.0.mixer.delta_bias"]
+    assert decay[id(bias)] == 0

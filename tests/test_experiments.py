@@ -1,0 +1,87 @@
+"""Every experiment composes at every scale and trains; the paper scale's step runs."""
+
+import math
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from tests.running import ROOT, report_of, train_here
+from tools.list_experiments import EXPERIMENTS
+
+NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def compose_model(experiment: str, *overrides: str):
+    """The resolved model config of an experiment."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", [f"experiment={experiment}", *overrides])
+    return OmegaConf.create(OmegaConf.to_container(cfg.model, resolve=True)), cfg
+
+
+@pytest.mark.parametrize("experiment", NAMES)
+def test_two_steps_at_smoke_size_on_generated_data(experiment, tmp_path):
+    run = train_here(tmp_path, experiment)
+    report = report_of(run)
+    assert report["experiment"] == experiment
+    assert report["steps"] == 2
+    assert report["data"]["source"] == "generated"
+    assert all(math.isfinite(value) for value in report["test"].values())
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "paper"])
+@pytest.mark.parametrize("experiment", NAMES)
+def test_every_scale_composes(experiment, scale):
+    model, cfg = compose_model(experiment, f"scale={scale}")
+    assert sum(p.numel() for p in instantiate(model).parameters()) > 0
+    assert cfg.trainer.max_epochs >= 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "thousands"),
+    [
+        ("chimera_lrgb", 499),
+        ("chimera_peptides_struct", 504),
+        ("chimera_pascalvoc", 485),
+        ("chimera_coco", 489),
+    ],
+)
+def test_parameters_at_paper_scale(experiment, thousands):
+    model, _ = compose_model(experiment, "scale=paper")
+    assert sum(p.numel() for p in instantiate(model).parameters()) // 1000 == thousands
+
+
+def test_a_scale_keeps_the_kind_of_model_and_the_metric():
+    for experiment in NAMES:
+        models = [compose_model(experiment, f"scale={s}")[0] for s in ("demo", "paper")]
+        for key in ("_target_", "task", "mode", "local"):
+            assert models[0].get(key) == models[1].get(key)
+
+
+def test_a_step_at_paper_scale(tmp_path):
+    run = train_here(
+        tmp_path,
+        "chimera_lrgb",
+        "scale=paper",
+        "data.generated_size=[20,4,4]",
+        "data.batch_size=4",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+    )
+    assert report_of(run)["parameters"] // 1000 == 499
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions_train(tmp_path, precision):
+    run = train_here(tmp_path, "chimera_lrgb", f"trainer.precision={precision}")
+    assert math.isfinite(report_of(run)["test"]["ap"])
+
+
+@pytest.mark.slow
+def test_compiled_training(tmp_path):
+    run = train_here(tmp_path, "chimera_lrgb", "model.compile=true")
+    plain = train_here(tmp_path / "plain", "chimera_lrgb")
+    assert report_of(run)["test"]["ap"] == pytest.approx(report_of(plain)["test"]["ap"], abs=1e-3)
+    assert not torch.compiler.is_compiling()
