@@ -1,4 +1,4 @@
-"""The Long Range Graph Benchmark: five tasks, from official files or generated peptides.
+"""The Long Range Graph Benchmark: five tasks, from official files or generated graphs.
 
 Source: Dwivedi et al. 2022, "Long Range Graph Benchmark", arXiv:2206.08164; label names, file
 names and checksums from https://github.com/vijaydwivedi75/lrgb.
@@ -7,8 +7,6 @@ names and checksums from https://github.com/vijaydwivedi75/lrgb.
 import csv
 import gzip
 import hashlib
-import http.client
-import importlib.metadata
 import json
 import logging
 import os
@@ -16,29 +14,26 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, Literal, Self
-from urllib.request import urlopen
+from typing import Any, Literal
 
 import torch
-from filelock import FileLock
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch_geometric.data import Data, Dataset
+from torch_geometric.data import Dataset
 from torch_geometric.datasets import LRGBDataset
 
-from datamodules import generated_peptides
-from datamodules.batching import graph_loader
+from datamodules import generated_peptides, generated_superpixels
+from datamodules.base import GraphDataModule
+from datamodules.download import check_md5, download, one_line
 from datamodules.errors import DataError
+from datamodules.graph_cache import CachePlan, GraphDataset, GraphTable, damage, ensure, joined_dim
 from datamodules.molecules import FEATURE_VERSION, smiles_to_arrays
 
 Source = Literal["official", "generated"]
-
-CACHE_FORMAT = 1
-"""Raise it with every change of what cached files hold: older ones are then rebuilt."""
 
 SPLITS = ("train", "val", "test")
 
@@ -99,6 +94,8 @@ TASKS = {
 GENERATED_LABELS = {
     "peptides-func": generated_peptides.LABEL_NAMES,
     "peptides-struct": generated_peptides.TARGET_NAMES,
+    "pascalvoc-sp": generated_superpixels.class_names(len(VOC_CLASSES)),
+    "coco-sp": generated_superpixels.class_names(len(COCO_CLASSES)),
 }
 
 CSV_FOLDER = "peptides-functional"
@@ -116,93 +113,7 @@ CSV_URL = {
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class GraphTable:
-    """The graphs of one split laid end to end; what a cached file holds.
-
-    Attributes:
-        tensors: one entry per attribute of a graph, joined along its last dimension if its name
-            contains "index", else along its first; integers in the narrowest type that holds them.
-        slices: int64 [graphs + 1] per attribute, where each graph starts.
-        dtypes: the type each attribute has in a graph, such as "int64".
-        smiles: one string a graph, or None where they are not known.
-    """
-
-    tensors: dict[str, Tensor]
-    slices: dict[str, Tensor]
-    dtypes: dict[str, str]
-    smiles: list[str] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        tensors: dict[str, Tensor],
-        sizes: dict[str, Tensor],
-        smiles: list[str] | None = None,
-        dtypes: dict[str, str] | None = None,
-    ) -> Self:
-        """Pack joined tensors, given how much of each belongs to every graph (int64 [graphs])."""
-        starts = {key: torch.cat([n.new_zeros(1), n.cumsum(0)]) for key, n in sizes.items()}
-        known = {key: str(t.dtype).removeprefix("torch.") for key, t in tensors.items()}
-        narrow = {key: _narrow(t).contiguous() for key, t in tensors.items()}
-        return cls(narrow, starts, known | (dtypes or {}), smiles)
-
-    @property
-    def num_nodes(self) -> Tensor:
-        """int64 [graphs]: nodes of each graph."""
-        return self.slices["x"].diff()
-
-    def content(self) -> str:
-        """SHA-256 of the graphs, whatever the file or type that holds them."""
-        digest = hashlib.sha256()
-        for key in sorted(self.tensors):
-            for tensor in (self.tensors[key], self.slices[key]):
-                digest.update(f"{key} {self.dtypes[key]} {tuple(tensor.shape)}".encode())
-                digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
-        return digest.hexdigest()
-
-
-class GraphDataset(Dataset):
-    """A PyG dataset over a GraphTable: `dataset[i]` is a Data of its own, safe to change.
-
-    Args:
-        table: the graphs.
-    """
-
-    def __init__(self, table: GraphTable):
-        super().__init__()
-        self.table = table
-
-    @property
-    def num_nodes(self) -> Tensor:
-        """int64 [len(self)]: nodes of each graph."""
-        return self.table.num_nodes[torch.as_tensor(list(self.indices()), dtype=torch.int64)]
-
-    def len(self) -> int:
-        return len(self.table.slices["x"]) - 1
-
-    def get(self, idx: int) -> Data:
-        graph: dict[str, Any] = {}
-        for key, tensor in self.table.tensors.items():
-            start, end = self.table.slices[key][idx : idx + 2].tolist()
-            part = tensor.narrow(_joined_dim(key), start, end - start)
-            graph[key] = part.to(getattr(torch, self.table.dtypes[key]), copy=True)
-        if self.table.smiles is not None:
-            graph["smiles"] = self.table.smiles[idx]
-        return Data(**graph)
-
-
-_Build = Callable[[Path], dict[str, GraphTable]]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    folder: Path
-    about: dict[str, Any]
-    build: _Build  # given a scratch folder
-
-
-class LRGBDataModule(LightningDataModule):
+class LRGBDataModule(GraphDataModule):
     """Train, validation and test graphs of one LRGB task.
 
     Graphs carry x, edge_index, edge_attr, smiles where known, and y or edge_label_index and
@@ -211,7 +122,7 @@ class LRGBDataModule(LightningDataModule):
 
     Args:
         task: one of `TASKS`.
-        source: "official", "generated" (peptides only), or "auto": official if it can be had,
+        source: "official", "generated" (not pcqm-contact), or "auto": official if it can be had,
             else generated with a warning.
         data_dir: folder that may hold `lrgb/peptides-functional/` (the CSV file and its split) or
             `lrgb/<task>/raw/` (PyG's raw files); None takes the environment's DATA_DIR.
@@ -233,10 +144,6 @@ class LRGBDataModule(LightningDataModule):
     Source: arXiv:2206.08164.
     """
 
-    train_dataset: Dataset
-    val_dataset: Dataset
-    test_dataset: Dataset
-
     def __init__(
         self,
         task: str,
@@ -249,7 +156,7 @@ class LRGBDataModule(LightningDataModule):
         generated_size: Sequence[int] = (10873, 2331, 2331),
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed)
         if task not in TASKS:
             raise DataError(
                 f"There is no LRGB task {task!r}: set data.task to one of {', '.join(TASKS)}."
@@ -261,7 +168,7 @@ class LRGBDataModule(LightningDataModule):
             )
         if source == "generated" and task not in GENERATED_LABELS:
             raise DataError(
-                f"Only {' and '.join(GENERATED_LABELS)} can be generated, not {task}: set "
+                f"Only {', '.join(GENERATED_LABELS)} can be generated, not {task}: set "
                 "data.source=official."
             )
         if limit is not None and limit < 1:
@@ -278,11 +185,8 @@ class LRGBDataModule(LightningDataModule):
         data_dir = data_dir or os.environ.get("DATA_DIR")
         self.data_dir = Path(data_dir).expanduser() if data_dir else None
         self.cache_dir = Path(cache_dir).expanduser()
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.limit = limit
         self.generated_size = tuple(generated_size)
-        self.seed = seed
         self.source_used: Source | None = None
         self._folder: Path | None = None
         self._meta: dict[str, Any] = {}
@@ -296,10 +200,10 @@ class LRGBDataModule(LightningDataModule):
         if self._folder is not None:
             return
         if self.source != "auto":
-            self._use(self.source, _ensure(self._plan(self.source)))
+            self._use(self.source, ensure(self._plan(self.source)))
             return
         try:
-            self._use("official", _ensure(self._plan("official")))
+            self._use("official", ensure(self._plan("official")))
         except DataError as error:
             if self.task not in GENERATED_LABELS:
                 raise
@@ -308,7 +212,7 @@ class LRGBDataModule(LightningDataModule):
                 f"published ones, because the official data cannot be had: {error}",
                 stacklevel=2,
             )
-            self._use("generated", _ensure(self._plan("generated")))
+            self._use("generated", ensure(self._plan("generated")))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the three splits, memory-mapped.
@@ -328,21 +232,13 @@ class LRGBDataModule(LightningDataModule):
                 dataset = dataset.index_select(kept)
             setattr(self, f"{split}_dataset", dataset)
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled batches of the training graphs."""
-        return self._loader(self.train_dataset, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        """Batches of the validation graphs, always in the same order."""
-        return self._loader(self.val_dataset, shuffle=False)
-
-    def test_dataloader(self) -> DataLoader:
-        """Batches of the test graphs, always in the same order."""
-        return self._loader(self.test_dataset, shuffle=False)
+    def num_nodes(self, dataset: GraphDataset) -> Tensor:
+        """int64 [graphs]: nodes of each graph of a split."""
+        return dataset.num_nodes
 
     @property
     def label_names(self) -> list[str]:
-        """Names of the columns of y, or of the classes; for peptides they depend on the source."""
+        """Names of the columns of y, or of the classes; generated ones have their own."""
         if self.task in GENERATED_LABELS:
             self._located()
             if self.source_used == "generated":
@@ -355,30 +251,6 @@ class LRGBDataModule(LightningDataModule):
         self._located()
         parts = [self._meta["content"], self.limit]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What a report must say of the data: task, source_used, limit, graphs, fingerprint."""
-        self._located()
-        count = self._meta["graphs"]
-        graphs = {name: min(n, self.limit or n) for name, n in count.items()}
-        return {
-            "task": self.task,
-            "source_used": self.source_used,
-            "limit": self.limit,
-            "graphs": graphs,
-            "fingerprint": self.fingerprint,
-        }
-
-    def _loader(self, dataset: Dataset, shuffle: bool) -> DataLoader:
-        return graph_loader(
-            dataset,
-            dataset.num_nodes,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            num_workers=self.num_workers,
-        )
 
     def _use(self, source: Source, folder: Path) -> None:
         self.source_used, self._folder = source, folder
@@ -393,19 +265,21 @@ class LRGBDataModule(LightningDataModule):
                 folder = self._plan(source).folder
             except DataError:  # say below what to do instead
                 continue
-            if _damage(folder) is None:
+            if damage(folder) is None:
                 self._use(source, folder)
                 return folder
         raise DataError(
             f"No prepared data for {self.task} in {self.cache_dir}: call prepare_data() first."
         )
 
-    def _plan(self, source: Source) -> _Plan:
+    def _plan(self, source: Source) -> CachePlan:
         """Which folder of the cache holds a source, and how to fill it; reads no data."""
         key: dict[str, Any]
         if source == "generated":
+            is_molecule = TASKS[self.task].level == "graph"
+            generator = generated_peptides if is_molecule else generated_superpixels
             key = {
-                "generator": generated_peptides.GENERATOR_VERSION,
+                "generator": generator.GENERATOR_VERSION,
                 "features": FEATURE_VERSION,
                 "sizes": self.generated_size,
                 "seed": self.seed,
@@ -413,7 +287,7 @@ class LRGBDataModule(LightningDataModule):
             build = self._generate
         elif (found := self._official_folder()).name == CSV_FOLDER:
             key = {"md5": CSV_MD5, "features": FEATURE_VERSION}
-            build = self._read_csv(found)
+            build = partial(self._read_csv, found)
         else:
             paths = [found / name for name in _raw_names(self.task)]
             if all(path.exists() for path in paths) and not self._downloads_to(found):
@@ -421,11 +295,9 @@ class LRGBDataModule(LightningDataModule):
                 key = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}
             else:
                 key = {"url": LRGBDataset.urls[self.task]}
-            build = self._read_pyg(found)
-        text = json.dumps({"format": CACHE_FORMAT, **key}, sort_keys=True)
-        name = f"{self.task}-{source}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        about = {"task": self.task, "source": source, "key": json.loads(text)}
-        return _Plan(self.cache_dir / "lrgb" / name, about, build)
+            build = partial(self._read_pyg, found)
+        about = {"task": self.task, "source": source, "feature_version": FEATURE_VERSION}
+        return CachePlan(self.cache_dir / "lrgb", f"{self.task}-{source}", key, about, build)
 
     def _official_folder(self) -> Path:
         """Where the official files are, or will be downloaded to."""
@@ -450,59 +322,61 @@ class LRGBDataModule(LightningDataModule):
         """Whether the folder is ours to fill, not one of the user's."""
         return folder.parent == self.cache_dir / "lrgb" / "raw"
 
-    def _read_csv(self, folder: Path) -> _Build:
-        def build(scratch: Path) -> dict[str, GraphTable]:
-            for name, md5 in CSV_MD5.items():
-                path = folder / name
-                if not path.exists() and self._downloads_to(folder):
-                    _download(CSV_URL[name], path, md5)
-                _check_md5(path, md5)
-            with gzip.open(folder / CSV_NAME, "rt", newline="") as file:
-                rows = list(csv.DictReader(file))
-            # Its checksum was verified: this pickle holds three arrays of row numbers.
-            members = pickle.loads((folder / SPLIT_NAME).read_bytes())
-            _log.info("Featurising %d peptides, in about half a minute.", len(rows))
-            return {
-                split: _molecules(
-                    [rows[i]["smiles"] for i in members[split]],
-                    torch.tensor([json.loads(rows[i]["labels"]) for i in members[split]]).float(),
-                )
-                for split in SPLITS
-            }
-
-        return build
-
-    def _read_pyg(self, folder: Path) -> _Build:
-        def build(scratch: Path) -> dict[str, GraphTable]:
-            missing = [n for n in _raw_names(self.task) if not (folder / n).exists()]
-            if missing:
-                _download_raw(self.task, folder, scratch)
-            tables = {}
-            for split in SPLITS:
-                try:
-                    tables[split] = _pyg_table(_RawLRGB(self.task, split, folder, scratch))
-                # Damaged files fail in PyG or in pickle with almost any exception.
-                except Exception as error:
+    def _read_csv(self, folder: Path, scratch: Path) -> dict[str, GraphTable]:
+        for name, md5 in CSV_MD5.items():
+            path = folder / name
+            if not path.exists():
+                if not self._downloads_to(folder):
                     raise DataError(
-                        f"Expected PyG's raw LRGB files of {self.task} in {folder}, but they "
-                        f"cannot be read ({type(error).__name__}: {_one_line(error)}): delete "
-                        "that folder, then download it again."
-                    ) from error
-                _check_graphs(tables[split], self.task, f"{split} split in {folder}")
-            return tables
+                        f"Expected {' and '.join(CSV_MD5)} side by side, but {path} is missing: "
+                        "add it, or unset DATA_DIR to download both."
+                    )
+                download(CSV_URL[name], path, md5)
+            check_md5(path, md5)
+        with gzip.open(folder / CSV_NAME, "rt", newline="") as file:
+            rows = list(csv.DictReader(file))
+        # Its checksum was verified: this pickle holds three arrays of row numbers.
+        members = pickle.loads((folder / SPLIT_NAME).read_bytes())
+        _log.info("Featurising %d peptides, in about half a minute.", len(rows))
+        return {
+            split: _molecules(
+                [rows[i]["smiles"] for i in members[split]],
+                torch.tensor([json.loads(rows[i]["labels"]) for i in members[split]]).float(),
+            )
+            for split in SPLITS
+        }
 
-        return build
+    def _read_pyg(self, folder: Path, scratch: Path) -> dict[str, GraphTable]:
+        missing = [n for n in _raw_names(self.task) if not (folder / n).exists()]
+        if missing:
+            _download_raw(self.task, folder, scratch)
+        tables = {}
+        for split in SPLITS:
+            try:
+                tables[split] = _pyg_table(_RawLRGB(self.task, split, folder, scratch))
+            # Damaged files fail in PyG or in pickle with almost any exception.
+            except Exception as error:
+                raise DataError(
+                    f"Expected PyG's raw LRGB files of {self.task} in {folder}, but they "
+                    f"cannot be read ({type(error).__name__}: {one_line(error)}): delete "
+                    "that folder, then download it again."
+                ) from error
+            _check_graphs(tables[split], self.task, f"{split} split in {folder}")
+        return tables
 
     def _generate(self, scratch: Path) -> dict[str, GraphTable]:
-        _log.info("Generating %d peptides.", sum(self.generated_size))
-        made = generated_peptides.generate_peptides(sum(self.generated_size), self.seed)
+        sizes, labels = self.generated_size, TASKS[self.task].labels
+        parts = {
+            split: slice(end - size, end)
+            for split, size, end in zip(SPLITS, sizes, accumulate(sizes), strict=True)
+        }
+        _log.info("Generating %d graphs for %s.", sum(sizes), self.task)
+        if TASKS[self.task].level == "node":
+            graphs = generated_superpixels.generate_superpixels(sum(sizes), self.seed, len(labels))
+            return {split: GraphTable.of_graphs(graphs[part]) for split, part in parts.items()}
+        made = generated_peptides.generate_peptides(sum(sizes), self.seed)
         y = made.labels if self.task == "peptides-func" else made.targets
-        tables, start = {}, 0
-        for split, size in zip(SPLITS, self.generated_size, strict=True):
-            part = slice(start, start + size)
-            tables[split] = _molecules(made.smiles[part], y[part])
-            start += size
-        return tables
+        return {split: _molecules(made.smiles[part], y[part]) for split, part in parts.items()}
 
 
 class _RawLRGB(LRGBDataset):
@@ -524,20 +398,6 @@ class _RawLRGB(LRGBDataset):
 def _raw_names(task: str) -> list[str]:
     suffix = "pickle" if task.endswith("-sp") else "pt"
     return [f"{split}.{suffix}" for split in SPLITS]
-
-
-def _joined_dim(key: str) -> int:
-    return -1 if "index" in key else 0
-
-
-def _narrow(tensor: Tensor) -> Tensor:
-    if tensor.dtype.is_floating_point or tensor.dtype == torch.bool or tensor.numel() == 0:
-        return tensor
-    low, high = (int(bound) for bound in tensor.aminmax())
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
-            return tensor.to(dtype)
-    return tensor
 
 
 def _molecules(smiles: list[str], y: Tensor) -> GraphTable:
@@ -565,7 +425,7 @@ def _pyg_table(dataset: LRGBDataset) -> GraphTable:
     tensors = {k: v for k, v in dataset._data.to_dict().items() if isinstance(v, Tensor)}
     slices = dataset.slices  # None for a single graph
     sizes = {
-        key: slices[key].diff() if slices else torch.tensor([tensor.size(_joined_dim(key))])
+        key: slices[key].diff() if slices else torch.tensor([tensor.size(joined_dim(key))])
         for key, tensor in tensors.items()
     }
     return GraphTable.of(tensors, sizes)
@@ -618,79 +478,10 @@ def _any_in(bad: Tensor, starts: Tensor) -> Tensor:
     return count[starts[1:]] > count[starts[:-1]]
 
 
-def _ensure(plan: _Plan) -> Path:
-    """The plan's folder, filled unless it already is; one process fills it, others wait."""
-    folder = plan.folder
-    if _damage(folder) is None:
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
-            damage = _damage(folder)
-            if damage is None:
-                return folder
-            if folder.exists():
-                warnings.warn(f"{damage}: it is rebuilt.", stacklevel=3)
-                shutil.rmtree(folder)
-            _write(plan)
-    except OSError as error:
-        raise DataError(
-            f"Cannot prepare the data in {folder.parent} ({_one_line(error)}): free some space, "
-            "or set data.cache_dir to a folder that can be written to."
-        ) from error
-    return folder
-
-
-def _write(plan: _Plan) -> None:
-    """Write a sibling, sync it, rename it: whatever happens, the folder is complete or absent."""
-    folder = plan.folder
-    for stale in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    ready, scratch = temporary / "ready", temporary / "scratch"
-    ready.mkdir(parents=True)
-    scratch.mkdir()
-    try:
-        tables = plan.build(scratch)
-        for split, table in tables.items():
-            with (ready / f"{split}.pt").open("wb") as file:
-                torch.save(vars(table), file)
-                _sync(file)
-        meta = {
-            **plan.about,
-            "feature_version": FEATURE_VERSION,
-            "graphs": {split: len(table.num_nodes) for split, table in tables.items()},
-            "content": {split: table.content() for split, table in tables.items()},
-            "sha256": {f"{split}.pt": _sha256(ready / f"{split}.pt") for split in tables},
-            "made_with": {name: _version(name) for name in ("torch", "torch-geometric", "rdkit")},
-        }
-        with (ready / "meta.json").open("w") as file:
-            json.dump(meta, file, indent=1)
-            _sync(file)
-        _sync_folder(ready)
-        os.rename(ready, folder)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a cached folder, None if nothing."""
-    if not folder.exists():
-        return f"{folder} does not exist"
-    try:
-        for name, digest in json.loads((folder / "meta.json").read_text())["sha256"].items():
-            if _sha256(folder / name) != digest:
-                return f"The cached file {folder / name} is damaged (SHA-256 differs)"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return f"The cached folder {folder} is damaged ({_one_line(error)})"
-    return None
-
-
 def _download_raw(task: str, folder: Path, scratch: Path) -> None:
     """Download PyG's archive and put its folder in place at once."""
     archive = scratch / f"{task}.zip"
-    _download(LRGBDataset.urls[task], archive)
+    download(LRGBDataset.urls[task], archive)
     try:
         with zipfile.ZipFile(archive) as file:
             file.extractall(scratch)
@@ -704,71 +495,3 @@ def _download_raw(task: str, folder: Path, scratch: Path) -> None:
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.rename(scratch / LRGBDataset.dwnld_file_name[task], folder)
-
-
-def _download(url: str, path: Path, md5: str | None = None) -> None:
-    """Download to a temporary file, check it, then rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    _log.info("Downloading %s.", url)
-    try:
-        with urlopen(url, timeout=30) as answer, part.open("wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
-    except (OSError, http.client.HTTPException) as error:
-        part.unlink(missing_ok=True)
-        raise DataError(
-            f"Cannot download {url} ({_one_line(error)}): connect to the network, or set DATA_DIR "
-            "to a folder that holds the official files."
-        ) from error
-    if md5 is not None:
-        try:
-            _check_md5(part, md5)
-        except DataError:
-            part.unlink()
-            raise
-    os.replace(part, path)
-
-
-def _check_md5(path: Path, md5: str) -> None:
-    if not path.exists():
-        raise DataError(
-            f"Expected {' and '.join(CSV_MD5)} side by side, but {path} is missing: add it, or "
-            "unset DATA_DIR to download both."
-        )
-    got = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    if got != md5:
-        raise DataError(
-            f"Expected {path} with MD5 {md5}, got {got}: the file is damaged or not the official "
-            "one, delete it and download it again."
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(file: IO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
