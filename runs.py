@@ -46,7 +46,7 @@ def load_run(run: str | Path) -> L.LightningModule:
     Raises:
         UserError: no run or no checkpoint there, or a checkpoint that cannot be read.
     """
-    model = instantiate(load_config(run).model)
+    model = instantiate(load_config(run).model, _convert_="all")
     path = Path(run) / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise UserError(f"{run} has no checkpoints/best.ckpt yet: let its first epoch finish.")
@@ -125,7 +125,7 @@ def _prepare(run: str | Path) -> tuple[L.LightningModule, L.LightningDataModule,
     prepare_process()
     cfg = load_config(run)
     L.seed_everything(cfg.seed, verbose=False)
-    model, datamodule = load_run(run), instantiate(cfg.data)
+    model, datamodule = load_run(run), instantiate(cfg.data, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("test")
     trainer = L.Trainer(

@@ -21,7 +21,8 @@ from errors import UserError, one_sentence_errors
 from report import compare_with_baseline, print_summary, write_report
 
 SCALES = ("smoke", "demo", "paper")
-# Lightning starts the other processes of a distributed run with this process's environment.
+# Lightning starts the other processes of a distributed run with the environment of the first one,
+# which leaves "<its process id>:<the run's folder>" there.
 RUN_DIR_VARIABLE = "RESOLVENT_RUN_DIR"
 
 
@@ -55,14 +56,14 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     prepare_process()
     require_device(cfg.trainer.accelerator)
     L.seed_everything(cfg.seed, verbose=False)
-    datamodule = instantiate(cfg.data)
+    datamodule = instantiate(cfg.data, _convert_="all")
     datamodule.prepare_data()
     with open_dict(cfg):
         # From here on the run belongs to the source that was found, also when it is resumed.
         cfg.data.source = datamodule.source_used
         cfg.run_dir = str(run_folder(cfg))
     save_config(cfg)
-    model = instantiate(cfg.model)
+    model = instantiate(cfg.model, _convert_="all")
     trainer = build_trainer(cfg, model)
     trainer.fit(model, datamodule, ckpt_path=resume_from, weights_only=True)
     best = trainer.checkpoint_callback
@@ -107,17 +108,17 @@ def require_device(accelerator: str) -> None:
 
 def run_folder(cfg: DictConfig) -> Path:
     """The folder of this run, named by experiment, scale, data source and seed."""
-    inherited = os.environ.get(RUN_DIR_VARIABLE)
+    owner, _, inherited = os.environ.get(RUN_DIR_VARIABLE, "").partition(":")
     if cfg.run_dir is not None:
         folder = Path(cfg.run_dir)
-    elif "LOCAL_RANK" in os.environ and inherited:
+    elif "LOCAL_RANK" in os.environ and owner not in ("", str(os.getpid())):
         folder = Path(inherited)
     else:
         name = f"{cfg.experiment_name}-{cfg.scale}-{cfg.data.source}-seed{cfg.seed}"
         folder = Path(cfg.runs_dir) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         while folder.exists():
             folder = folder.with_name(folder.name + "+")
-    os.environ[RUN_DIR_VARIABLE] = str(folder)
+    os.environ[RUN_DIR_VARIABLE] = f"{os.getpid()}:{folder}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from urllib.request import urlopen
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +52,3 @@ def check_md5(path: Path, md5: str) -> None:
             f"Expected {path} with MD5 {md5}, got {got}: the file is damaged or not the official "
             "one, delete it and download it again."
         )
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters, to quote in a message."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

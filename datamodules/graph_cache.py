@@ -16,8 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch_geometric.data import Data, Dataset
 
-from datamodules.download import one_line
-from datamodules.errors import DataError
+from datamodules.errors import DataError, one_line
 
 CACHE_FORMAT = 1
 """Raise it with every change of what cached files hold: older ones are then rebuilt."""

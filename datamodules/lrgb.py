@@ -28,8 +28,8 @@ from torch_geometric.datasets import LRGBDataset
 
 from datamodules import generated_peptides, generated_superpixels
 from datamodules.base import GraphDataModule
-from datamodules.download import check_md5, download, one_line
-from datamodules.errors import DataError
+from datamodules.download import check_md5, download
+from datamodules.errors import DataError, one_line
 from datamodules.graph_cache import CachePlan, GraphDataset, GraphTable, damage, ensure, joined_dim
 from datamodules.molecules import FEATURE_VERSION, smiles_to_arrays
 

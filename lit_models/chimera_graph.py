@@ -4,7 +4,7 @@ Lahoti, Marwah, Puduppully, Gu, "Chimera: State Space Models Beyond Sequences", 
 Shapes: N nodes, E edges, H heads, P head dimension, S state size, width = H · P.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class ChimeraLayer(nn.Module):
         width: int,
         heads: int,
         state: int,
-        delta_range: tuple[float, float],
+        delta_range: Sequence[float],
         mode: str = "exact",
         terms: int | None = None,
     ):
@@ -108,10 +108,10 @@ class ChimeraLayer(nn.Module):
 
 
 def delta_bias_init(
-    channels: int, heads: int, delta_range: tuple[float, float]
+    channels: int, heads: int, delta_range: Sequence[float]
 ) -> Float[Tensor, "channels heads"]:
     """softplus⁻¹ of log-uniform draws from `delta_range`, no step below MIN_DELTA."""
-    low, high = torch.tensor(delta_range).log()
+    low, high = torch.tensor(list(delta_range)).log()
     delta = (low + (high - low) * torch.rand(channels, heads)).exp().clamp(min=MIN_DELTA)
     return delta + torch.log(-torch.expm1(-delta))
 
@@ -175,7 +175,7 @@ class ChimeraGraphNet(nn.Module):
         heads: int,
         state: int,
         dropout: float,
-        delta_range: tuple[float, float],
+        delta_range: Sequence[float],
         local: bool,
         mode: str,
         terms: int | None,
@@ -233,7 +233,7 @@ class LitChimeraGraph(LitModule):
         state: int = 64,
         dropout: float = 0.1,
         head_dropout: float = 0.0,
-        delta_range: tuple[float, float] = (5e-3, 0.1),
+        delta_range: Sequence[float] = (5e-3, 0.1),
         local: bool = True,
         mode: str = "exact",
         terms: int | None = None,
@@ -248,7 +248,7 @@ class LitChimeraGraph(LitModule):
             heads,
             state,
             dropout,
-            tuple(delta_range),
+            delta_range,
             local,
             mode,
             terms,
