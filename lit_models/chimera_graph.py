@@ -126,9 +126,10 @@ def edge_weights(deltas: Deltas, edge_index: Int[Tensor, "2 E"]) -> Float[Tensor
     Source: the released normaliser of arXiv:2510.12111.
     """
     source, target = edge_index
-    a = torch.exp(-(deltas.source[source] + deltas.target[target] + deltas.edge) / 3)
+    ends = deltas.source.index_select(0, source) + deltas.target.index_select(0, target)
+    a = torch.exp(-(ends + deltas.edge) / 3)
     leaving = torch.zeros_like(deltas.self).index_add(0, source, a) + torch.exp(-deltas.self)
-    return a / (leaving.clamp(min=1) + NORMALISER_MARGIN)[source]
+    return a / (leaving.clamp(min=1) + NORMALISER_MARGIN).index_select(0, source)
 
 
 class ChimeraBlock(nn.Module):

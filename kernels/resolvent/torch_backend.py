@@ -3,6 +3,8 @@
 Shapes: G graphs, n nodes of the largest graph, N nodes in all, H heads, S state, P head dimension.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,31 +24,35 @@ def resolvent_torch(
 ) -> Float[Tensor, "N H P"]:
     """Same arguments and result as `kernels.resolvent`; memory grows as H × Σ N² of the graphs."""
     sizes = ptr.diff()
-    graphs, largest = sizes.numel(), int(sizes.max()) if sizes.numel() else 0
+    graphs, n = sizes.numel(), int(sizes.max()) if sizes.numel() else 0
+    heads = V.shape[1]
     graph = torch.repeat_interleave(torch.arange(graphs, device=ptr.device), sizes)
     place = torch.arange(V.shape[0], device=ptr.device) - ptr[graph]
+    slot = graph * n + place
 
     def padded(x: Tensor) -> Tensor:
-        return x.new_zeros(graphs, largest, *x.shape[1:]).index_put((graph, place), x)
+        rows = x.new_zeros(graphs * n, *x.shape[1:]).index_copy(0, slot, x)
+        return rows.unflatten(0, (graphs, n))
 
     source, target = edge_index
-    entry = (graph[target], place[target], place[source])
-    shape = (graphs, V.shape[1], largest, largest)
+    # Rows of the stacked matrices [G · H · n, n] that belong to an edge's two ends, per head.
+    block = (graph[target][:, None] * heads + torch.arange(heads, device=ptr.device)) * n
+    target_row, source_row = block + place[target][:, None], block + place[source][:, None]
+    entry = target_row * n + place[source][:, None]
+    shape = (graphs, heads, n, n)
     if terms is None:
-        L_GHnn = _Inverse.apply(edge_weight, entry, shape, sizes)
+        L_GHnn = _Inverse.apply(edge_weight, entry, target_row, source_row, shape, sizes)
     else:
         L_GHnn = _neumann(_adjacency(edge_weight, entry, shape), terms)
     kernel_G1nn = (padded(C) @ padded(B).mT).unsqueeze(1)
     Y_GHnP = (L_GHnn * kernel_G1nn) @ padded(V).transpose(1, 2)
-    return Y_GHnP.transpose(1, 2)[graph, place]
+    return Y_GHnP.transpose(1, 2).flatten(0, 1).index_select(0, slot)
 
 
-def _adjacency(weight_EH: Tensor, entry: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+def _adjacency(weight_EH: Tensor, entry_EH: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A [G, H, n, n] with A[target, source] = weight, repeated edges added up."""
-    graph, row, column = entry
-    heads = torch.arange(shape[1], device=weight_EH.device)
-    where = (graph[:, None], heads, row[:, None], column[:, None])
-    return weight_EH.new_zeros(shape).index_put(where, weight_EH, accumulate=True)
+    flat = weight_EH.new_zeros(math.prod(shape))
+    return flat.index_add(0, entry_EH.flatten(), weight_EH.flatten()).view(shape)
 
 
 class _Inverse(torch.autograd.Function):
@@ -56,25 +62,19 @@ class _Inverse(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight_EH: Tensor, entry, shape, sizes: Tensor) -> Tensor:
+    def forward(ctx, weight_EH, entry, target_row, source_row, shape, sizes) -> Tensor:
         A = _adjacency(weight_EH, entry, shape)
         M = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - A
         L = _invert_each(M, sizes) if A.device.type == "cpu" else _invert(M)
-        ctx.save_for_backward(L, *entry)
+        ctx.save_for_backward(L, target_row, source_row)
         return L
 
     @staticmethod
-    def backward(ctx, dL: Tensor) -> tuple[Tensor, None, None, None]:
-        L, graph, row, column = ctx.saved_tensors
-        T = L.mT @ dL
-        _, heads, n, _ = L.shape
-        block = (graph[:, None] * heads + torch.arange(heads, device=L.device)) * n
-
-        def rows(matrices: Tensor, index: Tensor) -> Tensor:
-            return matrices.reshape(-1, n).index_select(0, (block + index[:, None]).flatten())
-
-        d_weight = (rows(T, row) * rows(L, column)).sum(dim=-1)
-        return d_weight.view(-1, heads), None, None, None
+    def backward(ctx, dL: Tensor) -> tuple[Tensor | None, ...]:
+        L, target_row, source_row = ctx.saved_tensors
+        T = (L.mT @ dL).flatten(0, 2).index_select(0, target_row.flatten())
+        d_weight = (T * L.flatten(0, 2).index_select(0, source_row.flatten())).sum(dim=-1)
+        return d_weight.view_as(target_row), None, None, None, None, None
 
 
 def _invert(M: Tensor) -> Tensor:

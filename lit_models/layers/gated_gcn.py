@@ -37,11 +37,16 @@ class GatedGCN(nn.Module):
     ) -> tuple[Float[Tensor, "N width"], Float[Tensor, "E width"]]:
         """The update of the nodes and the new edge vectors."""
         source, target = edge_index
+        # index_select: its backward adds rows, several times faster on a CPU than that of x[i].
         gate_logit = (
-            self.gate_edge(edge_attr) + self.gate_source(x)[source] + self.gate_target(x)[target]
+            self.gate_edge(edge_attr)
+            + self.gate_source(x).index_select(0, source)
+            + self.gate_target(x).index_select(0, target)
         )
         gate = torch.sigmoid(gate_logit)
-        gated = torch.zeros_like(x).index_add(0, target, gate * self.message(x)[source])
+        gated = torch.zeros_like(x).index_add(
+            0, target, gate * self.message(x).index_select(0, source)
+        )
         gates = torch.zeros_like(x).index_add(0, target, gate)
         update = self.own(x) + gated / (gates + 1e-6)
         new_edges = edge_attr + torch.relu(normalise(self.norm_edges, gate_logit))

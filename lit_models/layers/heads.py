@@ -17,23 +17,33 @@ def make_head(level: Level, width: int, num_outputs: int, dropout: float) -> nn.
 
 
 class GraphHead(nn.Module):
-    """Mean over the nodes, then a four-layer residual MLP with LayerNorm: [N, width] → [G, out]."""
+    """Mean over the nodes, then a residual MLP: [N, width] → [G, out]."""
 
-    def __init__(self, width: int, num_outputs: int, dropout: float, residual_layers: int = 3):
+    def __init__(self, width: int, num_outputs: int, dropout: float):
+        super().__init__()
+        self.mlp = ResidualMLP(width, num_outputs, dropout)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.mlp(global_mean_pool(x, batch.batch, batch.num_graphs))
+
+
+class ResidualMLP(nn.Module):
+    """Three pre-normalised residual layers and a linear one: [rows, width] → [rows, out]."""
+
+    def __init__(self, width: int, num_outputs: int, dropout: float):
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)
             )
-            for _ in range(residual_layers)
+            for _ in range(3)
         )
         self.out = nn.Linear(width, num_outputs)
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        pooled = global_mean_pool(x, batch.batch, batch.num_graphs)
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            pooled = pooled + layer(pooled)
-        return self.out(pooled)
+            x = x + layer(x)
+        return self.out(x)
 
 
 class NodeHead(nn.Module):
