@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from errors import UserError, one_sentence_errors
 from report import compare_with_baseline, print_summary, write_report
 
+CONFIGS = Path(__file__).parent / "configs"
 SCALES = ("smoke", "demo", "paper")
 # Lightning starts the other processes of a distributed run with the environment of the first one,
 # which leaves "<its process id>:<the run's folder>" there.
@@ -36,7 +37,7 @@ def by_scale(values: DictConfig, *, _root_: DictConfig) -> object:
 OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)
 
 
-@hydra.main(config_path="configs", config_name="train", version_base="1.3")
+@hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Train the composed config; the selection metric on validation data, for Hydra's sweepers."""
     report = train(cfg)
