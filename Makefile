@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp|fsdp] [ARGS="seed=1 model.layers=2"]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make train EXP=chimera_lrgb; make list shows all.'; exit 1; }
-	$(RUN_PYTHON) train.py experiment=$(EXP) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
+	$(RUN_PYTHON) train.py $(filter -%,$(ARGS)) experiment=$(EXP) scale=$(SCALE) trainer=$(TRAINER) $(filter-out -%,$(ARGS))
 
 resume eval predict: setup
 	@test -n "$(RUN)" || { echo 'error: name the folder of a run, for instance make $@ RUN=runs/…'; exit 1; }

@@ -13,6 +13,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch_geometric.loader import DataLoader
 
 from lit_models.callbacks.progress import RunProgress, peak_memory_mib
 
@@ -29,9 +30,8 @@ def write_report(
     """Collect the run's facts, write them to report.json and log them as hyperparameter metrics."""
     progress = next(c for c in trainer.callbacks if isinstance(c, RunProgress))
     best = trainer.checkpoint_callback
-    constant = model.task.score_constant(
-        datamodule.train_dataloader(), datamodule.test_dataloader()
-    )
+    whole = (datamodule.train_dataset, datamodule.test_dataset)
+    constant = model.task.score_constant(*(DataLoader(dataset, 256) for dataset in whole))
     report = {
         "experiment": cfg.experiment_name,
         "scale": cfg.scale,

@@ -13,6 +13,8 @@ from pathlib import Path
 import hydra
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -67,10 +69,12 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     model = instantiate(cfg.model, _convert_="all")
     trainer = build_trainer(cfg, model)
     trainer.fit(model, datamodule, ckpt_path=resume_from, weights_only=True)
-    best = trainer.checkpoint_callback
-    test_metrics = trainer.test(
-        model, datamodule, ckpt_path=best.best_model_path, verbose=False, weights_only=True
-    )[0]
+    # Not by ckpt_path: Lightning's weight averaging would then put the raw weights back in place.
+    best = torch.load(
+        trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=True
+    )
+    model.load_state_dict(best["state_dict"])
+    test_metrics = trainer.test(model, datamodule, verbose=False)[0]
     report = {}
     if trainer.is_global_zero:
         report = write_report(cfg, trainer, model, datamodule, test_metrics)
@@ -116,7 +120,9 @@ def run_folder(cfg: DictConfig) -> Path:
         folder = Path(inherited)
     else:
         name = f"{cfg.experiment_name}-{cfg.scale}-{cfg.data.source}-seed{cfg.seed}"
-        folder = Path(cfg.runs_dir) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        parent = Path(HydraConfig.get().runtime.output_dir if swept else cfg.runs_dir)
+        folder = parent / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         while folder.exists():
             folder = folder.with_name(folder.name + "+")
     os.environ[RUN_DIR_VARIABLE] = f"{os.getpid()}:{folder}"

@@ -39,10 +39,25 @@ class GraphDataModule(L.LightningDataModule):
     def __init__(self, batch_size: int = 16, num_workers: int = 0, seed: int = 0):
         super().__init__()
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self._training: GraphLoader | None = None
+        self._position: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands in the data, for checkpoints."""
+        return self._training.state_dict() if self._training else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next training loader go on there."""
+        # Lightning hands a loader its own state back only inside an epoch, not between two.
+        self._position = state
 
     def train_dataloader(self) -> GraphLoader:
-        """Shuffled batches of the training graphs."""
-        return self._loader(self.train_dataset, shuffle=True)
+        """Shuffled batches of the training graphs, from where a resumed run stands."""
+        self._training = self._loader(self.train_dataset, shuffle=True)
+        if self._position:
+            self._training.load_state_dict(self._position)
+            self._position = {}
+        return self._training
 
     def val_dataloader(self) -> GraphLoader:
         """Batches of the validation graphs, always in the same order."""

@@ -57,9 +57,9 @@ class AveragePrecision(torchmetrics.Metric):
     def per_label(self) -> Float[Tensor, " labels"]:
         """Average precision [T] of each label over all processes, NaN where it is undefined."""
         # compute() has already synchronised the states when it calls this method.
-        synced = self._is_synced
+        sync = self.sync_on_compute and not self._is_synced
         with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=not synced, should_unsync=not synced
+            dist_sync_fn=self.dist_sync_fn, should_sync=sync, should_unsync=sync
         ):
             if not len(self.preds):
                 return torch.full((self.num_labels,), torch.nan, device=self.device)

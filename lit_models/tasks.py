@@ -59,9 +59,14 @@ class Task(ABC):
         return {}
 
     def score_constant(self, train: Iterable[Batch], test: Iterable[Batch]) -> dict[str, float]:
-        """Test metrics of the constant predictor fitted on the training targets."""
+        """Test metrics of the constant predictor fitted on the training targets.
+
+        Both are to be whole: nothing is gathered from other processes.
+        """
         constant = self.constant(torch.cat([self.target(batch) for batch in train]))
         metrics = self.metrics()
+        for metric in metrics.values():
+            metric.sync_on_compute = metric._to_sync = False
         for batch in test:
             rows = batch.num_graphs if self.level == "graph" else batch.num_nodes
             self.update(metrics, constant.expand(rows, -1), batch)

@@ -34,9 +34,9 @@ def arguments(folder: Path, *overrides: str) -> list[str]:
 
 def train_here(folder: Path, experiment: str, *overrides: str) -> Path:
     """Train in this process; the run's folder."""
-    before = set((folder / "runs").glob("*"))
+    before = set((folder / "runs").glob(f"{experiment}-*"))
     call_main(f"experiment={experiment}", *arguments(folder, *overrides))
-    (run,) = set((folder / "runs").glob("*")) - before
+    (run,) = set((folder / "runs").glob(f"{experiment}-*")) - before
     return run
 
 
@@ -55,9 +55,11 @@ def call_runs(command: str, run: Path) -> object:
         return runs.COMMANDS[command](run)
 
 
-def train_outside(folder: Path, experiment: str, *overrides: str, script: str = "train.py"):
+def train_outside(folder: Path, experiment: str, *overrides: str):
     """Train in a process of its own; the finished process."""
-    command = [sys.executable, str(ROOT / script), f"experiment={experiment}"]
+    flags = [override for override in overrides if override.startswith("-")]
+    overrides = tuple(override for override in overrides if override not in flags)
+    command = [sys.executable, str(ROOT / "train.py"), *flags, f"experiment={experiment}"]
     return subprocess.run(
         [*command, *arguments(folder, *overrides)],
         cwd=folder,

@@ -44,10 +44,9 @@ class GatedGCN(nn.Module):
             + self.gate_target(x).index_select(0, target)
         )
         gate = torch.sigmoid(gate_logit)
-        gated = torch.zeros_like(x).index_add(
-            0, target, gate * self.message(x).index_select(0, source)
-        )
-        gates = torch.zeros_like(x).index_add(0, target, gate)
+        message = gate * self.message(x).index_select(0, source)
+        gated = message.new_zeros(x.shape).index_add(0, target, message)
+        gates = gate.new_zeros(x.shape).index_add(0, target, gate)
         update = self.own(x) + gated / (gates + 1e-6)
         new_edges = edge_attr + torch.relu(normalise(self.norm_edges, gate_logit))
         return torch.relu(normalise(self.norm_nodes, update)), new_edges
