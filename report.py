@@ -27,7 +27,7 @@ def write_report(
     datamodule: L.LightningDataModule,
     test_metrics: dict[str, float],
 ) -> dict:
-    """Collect the run's facts, write them to report.json and log them as hyperparameter metrics."""
+    """Collect the run's facts and write them to report.json."""
     progress = next(c for c in trainer.callbacks if isinstance(c, RunProgress))
     best = trainer.checkpoint_callback
     whole = (datamodule.train_dataset, datamodule.test_dataset)
@@ -57,8 +57,6 @@ def write_report(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     save(Path(cfg.run_dir), report)
-    trainer.logger.log_metrics({f"final/test_{k}": v for k, v in report["test"].items()})
-    trainer.logger.save()
     return report
 
 

@@ -62,9 +62,10 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     datamodule = instantiate(cfg.data, _convert_="all")
     datamodule.prepare_data()
     with open_dict(cfg):
-        # From here on the run belongs to the source that was found, also when it is resumed.
-        cfg.data.source = datamodule.source_used
-        cfg.run_dir = str(run_folder(cfg))
+        if "source" in cfg.data:
+            # From here on the run belongs to the source that was found, also when it is resumed.
+            cfg.data.source = datamodule.source_used
+        cfg.run_dir = str(run_folder(cfg, datamodule.source_used))
     save_config(cfg)
     model = instantiate(cfg.model, _convert_="all")
     trainer = build_trainer(cfg, model)
@@ -111,7 +112,7 @@ def require_device(accelerator: str) -> None:
         )
 
 
-def run_folder(cfg: DictConfig) -> Path:
+def run_folder(cfg: DictConfig, source: str) -> Path:
     """The folder of this run, named by experiment, scale, data source and seed."""
     owner, _, inherited = os.environ.get(RUN_DIR_VARIABLE, "").partition(":")
     if cfg.run_dir is not None:
@@ -119,7 +120,7 @@ def run_folder(cfg: DictConfig) -> Path:
     elif "LOCAL_RANK" in os.environ and owner not in ("", str(os.getpid())):
         folder = Path(inherited)
     else:
-        name = f"{cfg.experiment_name}-{cfg.scale}-{cfg.data.source}-seed{cfg.seed}"
+        name = f"{cfg.experiment_name}-{cfg.scale}-{source}-seed{cfg.seed}"
         swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         parent = Path(HydraConfig.get().runtime.output_dir if swept else cfg.runs_dir)
         folder = parent / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

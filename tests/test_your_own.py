@@ -31,16 +31,16 @@ def copy(tmp_path_factory):
 
 @pytest.mark.parametrize(("experiment", "least"), [("path_ends", 0.9), ("path_ends_chimera", 0.5)])
 def test_the_page_works(copy, experiment, least):
-    command = [sys.executable, "train.py", f"experiment={experiment}", "trainer=cpu"]
-    done = subprocess.run(
-        command,
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+
+    def call(*command: str) -> None:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    call("train.py", f"experiment={experiment}", "trainer=cpu")
     (run,) = (copy / "runs").glob(f"{experiment}-demo-*")
     report = json.loads((run / "report.json").read_text())
     assert report["test"]["ap"] > least
+    call("runs.py", "eval", str(run))
