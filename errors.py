@@ -37,7 +37,7 @@ def explain(error: BaseException) -> str | None:
     """One sentence for an error that a user can cause, None for a bug."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # Hydra wraps what a constructor raised: a value that it refused is the user's to change.
-        refused = isinstance(error.__cause__, ValueError | TypeError)
+        refused = isinstance(error.__cause__, ValueError)
         return first_line(error.__cause__) if refused else explain(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")

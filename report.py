@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ def write_report(
         "epochs": trainer.current_epoch,
         "graphs_per_second": progress.graphs_per_second,
         "peak_memory_mib": peak_memory_mib(),
-        "device": device_name(),
+        "device": device_name(trainer.strategy.root_device),
         "versions": {"python": platform.python_version()}
         | {library: version(library) for library in LIBRARIES},
         "commit": commit(),
@@ -74,16 +75,18 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def device_name() -> str:
+def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor and the number of threads torch uses."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def commit() -> str | None:
     """The commit of the code, with `-dirty` where the working tree differs; None outside git."""
     root = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         cwd=root,
@@ -95,46 +98,33 @@ def commit() -> str | None:
 
 
 def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
-    """Add the test metrics of `cfg.compare`, trained on the same data where no run has them yet."""
+    """Train the experiment `cfg.compare` on the same data and add its test metrics to the report.
+
+    It runs in a process of its own, free of this run's distributed state, and leaves its run in a
+    folder inside this one. Where it fails the report says so by a null.
+    """
     if cfg.compare is None:
         return report
-    found = find_report(Path(cfg.runs_dir), cfg.compare, report)
-    if found is None:
-        print(f"\nMeasuring the baseline on the same data and split (EXP={cfg.compare}) …")
-        train_baseline(cfg)
-        found = find_report(Path(cfg.runs_dir), cfg.compare, report)
-    if found is not None:
-        run, other = found
-        report["baseline"] = {"experiment": cfg.compare, "run": str(run), "test": other["test"]}
-        save(Path(cfg.run_dir), report)
-    return report
-
-
-def find_report(runs: Path, experiment: str, like: dict) -> tuple[Path, dict] | None:
-    """A finished run of `experiment` with the scale, data, seed and code of the report `like`."""
-    for path in sorted(runs.glob(f"{experiment}-*/report.json"), reverse=True):
-        other = json.loads(path.read_text())
-        same = all(other[key] == like[key] for key in ("scale", "seed", "commit"))
-        if same and other["data"] == like["data"]:
-            return path.parent, other
-    return None
-
-
-def train_baseline(cfg: DictConfig) -> None:
-    """Run the baseline experiment in a process of its own, free of this run's distributed state."""
+    print(f"\nMeasuring the baseline on the same data and split (EXP={cfg.compare}) …", flush=True)
+    folder = Path(cfg.run_dir) / cfg.compare
     data = OmegaConf.to_container(cfg.data, resolve=True)
     how = ("_target_", "batch_size", "num_workers")  # the rest is what the data are
     overrides = [f"data.{k}={json.dumps(v)}" for k, v in data.items() if k not in how]
-    overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed", "runs_dir")]
+    overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed")]
     environment = {
         key: value
         for key, value in os.environ.items()
         if key not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     }
     command = [sys.executable, str(Path(__file__).with_name("train.py"))]
-    subprocess.run(
-        [*command, f"experiment={cfg.compare}", *overrides], env=environment, check=False
-    )
+    command += [f"experiment={cfg.compare}", f"run_dir={json.dumps(str(folder))}", *overrides]
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    test = None
+    if done.returncode == 0:
+        test = json.loads((folder / "report.json").read_text())["test"]
+    report["baseline"] = {"experiment": cfg.compare, "test": test}
+    save(Path(cfg.run_dir), report)
+    return report
 
 
 def print_summary(cfg: DictConfig, report: dict) -> None:
@@ -153,11 +143,14 @@ def print_summary(cfg: DictConfig, report: dict) -> None:
     ]
     rivals = {"constant predictor": constant}
     if "baseline" in report:
-        rivals[report["baseline"]["experiment"]] = report["baseline"]["test"][metric]
+        baseline = report["baseline"]
+        rivals[baseline["experiment"]] = baseline["test"][metric] if baseline["test"] else math.nan
     lines += [f"  {name:<24}{score:.4f}" for name, score in rivals.items()]
-    ahead = {n: s for n, s in rivals.items() if (s >= value) == report["maximise"] or s == value}
-    for name in ahead:
-        lines.append(f"At this scale {report['experiment']} is NOT better than the {name}.")
+    for name, score in rivals.items():
+        if math.isnan(score):
+            lines.append(f"The {name} has no score: it failed, see above.")
+        elif not (value > score if report["maximise"] else value < score):
+            lines.append(f"At this scale {report['experiment']} is NOT better than the {name}.")
     if data["source"] == "generated":
         lines.append("Generated data: this number may not be compared with published ones.")
     lines += [

@@ -29,10 +29,9 @@ def load_config(run: str | Path) -> DictConfig:
         raise UserError(
             f"{run} is not the folder of a run, it holds no config.yaml: pass one from runs/."
         )
-    cfg = OmegaConf.load(path)
-    # A run that was moved is where it is now.
-    cfg.run_dir = str(run)
-    return cfg
+    text = path.read_text()
+    # A run that was moved is where it is now, and so is all that lies in its folder.
+    return OmegaConf.create(text.replace(OmegaConf.create(text).run_dir, str(run)))
 
 
 def load_run(run: str | Path) -> L.LightningModule:
@@ -70,7 +69,7 @@ def evaluate(run: str | Path) -> dict[str, float]:
     reported = json.loads(path.read_text())["test"] if path.is_file() else {}
     print(f"{run}: test split, source {datamodule.source_used}")
     for name, value in metrics.items():
-        print(f"  {name:<14}{value:.6f}    reported {reported.get(name, math.nan):.6f}")
+        print(f"  {name:<40}{value:.6f}    reported {reported.get(name) or math.nan:.6f}")
     return metrics
 
 
@@ -80,23 +79,17 @@ def predict(run: str | Path) -> Path:
     One line per output row of the model: the index of its graph in the test split, its node in
     the graph where the task is about nodes, and the raw outputs (logits, values or vectors).
     """
-    model, datamodule, _ = _prepare(run)
+    model, datamodule, trainer = _prepare(run)
     loader = datamodule.test_dataloader()
+    sizes = datamodule.num_nodes(datamodule.test_dataset).tolist()
     rows = []
-    with torch.inference_mode():
-        for graphs, batch in zip(loader.batch_sampler, loader, strict=True):
-            outputs = model(batch).tolist()
-            if model.task.level == "graph":
-                rows += [
-                    [graph, "", *output] for graph, output in zip(graphs, outputs, strict=True)
-                ]
-            else:
-                owner = batch.batch.tolist()
-                first = batch.ptr.tolist()
-                rows += [
-                    [graphs[g], node - first[g], *output]
-                    for node, (g, output) in enumerate(zip(owner, outputs, strict=True))
-                ]
+    for graphs, outputs in zip(loader.batch_sampler, trainer.predict(model, loader), strict=True):
+        if model.task.level == "graph":
+            owners = [(graph, "") for graph in graphs]
+        else:
+            owners = [(graph, node) for graph in graphs for node in range(sizes[graph])]
+        pairs = zip(owners, outputs.float().tolist(), strict=True)
+        rows += [[*owner, *output] for owner, output in pairs]
     names = datamodule.label_names
     if len(names) != model.task.num_outputs:
         names = [f"output_{i}" for i in range(model.task.num_outputs)]
@@ -128,8 +121,10 @@ def _prepare(run: str | Path) -> tuple[L.LightningModule, L.LightningDataModule,
     model, datamodule = load_run(run), instantiate(cfg.data, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("test")
+    missing = cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available()
     trainer = L.Trainer(
-        accelerator=cfg.trainer.accelerator,
+        accelerator="auto" if missing else cfg.trainer.accelerator,
+        precision=cfg.trainer.precision,
         devices=1,
         logger=False,
         enable_checkpointing=False,

@@ -19,7 +19,7 @@ class GraphDataModule(L.LightningDataModule):
     Args:
         batch_size: mean number of graphs in a batch.
         num_workers: loading processes.
-        seed: of shuffling.
+        shuffle_seed: of the order of the training graphs.
 
     Attributes:
         task: what is predicted, for reports and titles.
@@ -36,9 +36,10 @@ class GraphDataModule(L.LightningDataModule):
     val_dataset: Dataset
     test_dataset: Dataset
 
-    def __init__(self, batch_size: int = 16, num_workers: int = 0, seed: int = 0):
+    def __init__(self, batch_size: int = 16, num_workers: int = 0, shuffle_seed: int = 0):
         super().__init__()
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.shuffle_seed = shuffle_seed
         self._training: GraphLoader | None = None
         self._position: dict[str, int] = {}
 
@@ -103,6 +104,6 @@ class GraphDataModule(L.LightningDataModule):
             self.num_nodes(dataset),
             batch_size=self.batch_size,
             shuffle=shuffle,
-            seed=self.seed,
+            seed=self.shuffle_seed,
             num_workers=self.num_workers,
         )

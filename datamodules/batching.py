@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torch_geometric.loader import DataLoader
 
+from datamodules.errors import DataError
+
 SIZE_JITTER = 0.1
 
 
@@ -29,7 +31,7 @@ class NodeBudgetSampler(Sampler[list[int]]):
         replicas: number of processes.
 
     Raises:
-        ValueError: no graphs, or fewer graphs than processes.
+        DataError: no graphs, or fewer graphs than processes.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class NodeBudgetSampler(Sampler[list[int]]):
         self.num_nodes = np.asarray(num_nodes, dtype=np.int64)
         graphs = len(self.num_nodes)
         if graphs < replicas or graphs == 0 or batch_size < 1:
-            raise ValueError(
+            raise DataError(
                 f"{graphs} graphs cannot be cut into batches of {batch_size} for {replicas} "
                 "processes: use more data, fewer devices, or a batch size of at least 1."
             )
@@ -78,7 +80,7 @@ class NodeBudgetSampler(Sampler[list[int]]):
 
 
 class GraphLoader(DataLoader):
-    """A DataLoader of a NodeBudgetSampler that knows how many batches it has handed out.
+    """A DataLoader of a NodeBudgetSampler that knows which batch of which epoch comes next.
 
     Lightning stores `state_dict` in checkpoints; a loader that loads it goes on with the next
     batch of the same epoch, in the same order.
@@ -95,20 +97,23 @@ class GraphLoader(DataLoader):
             # Worker seeds come from here, so that the model's random stream stays its own.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
-        self.handed_out = 0
+        self.epoch, self.batch, self._begun = 0, 0, False
 
     def __iter__(self) -> Iterator:
-        sampler = self.batch_sampler
-        sampler.epoch, sampler.start = divmod(self.handed_out, len(sampler))
+        if self._begun:
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._begun = True
+        self.batch_sampler.epoch, self.batch_sampler.start = self.epoch, self.batch
         for batch in super().__iter__():
-            self.handed_out += 1
+            self.batch += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"handed_out": self.handed_out}
+        return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.handed_out = state["handed_out"]
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._begun = self.batch >= len(self.batch_sampler)
 
 
 def graph_loader(

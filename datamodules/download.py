@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from urllib.request import urlopen
 
-from datamodules.errors import DataError, one_line
+from datamodules.errors import DataError, DownloadError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
             shutil.copyfileobj(answer, file, 1 << 20)
     except (OSError, http.client.HTTPException) as error:
         part.unlink(missing_ok=True)
-        raise DataError(
+        raise DownloadError(
             f"Cannot download {url} ({one_line(error)}): connect to the network, or set DATA_DIR "
             "to a folder that holds the official files."
         ) from error

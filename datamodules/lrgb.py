@@ -29,7 +29,7 @@ from torch_geometric.datasets import LRGBDataset
 from datamodules import generated_peptides, generated_superpixels
 from datamodules.base import GraphDataModule
 from datamodules.download import check_md5, download
-from datamodules.errors import DataError, one_line
+from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.graph_cache import CachePlan, GraphDataset, GraphTable, damage, ensure, joined_dim
 from datamodules.molecules import FEATURE_VERSION, smiles_to_arrays
 
@@ -131,7 +131,8 @@ class LRGBDataModule(GraphDataModule):
         num_workers: loading processes.
         limit: at most so many graphs a split, evenly spaced; for smoke runs.
         generated_size: graphs in the generated train, validation and test split.
-        seed: of the generated graphs and of shuffling.
+        seed: of the generated graphs.
+        shuffle_seed: of the order of the training graphs.
 
     Attributes:
         source_used: "official" or "generated", known after `prepare_data()` or `setup()`.
@@ -155,8 +156,9 @@ class LRGBDataModule(GraphDataModule):
         limit: int | None = None,
         generated_size: Sequence[int] = (10873, 2331, 2331),
         seed: int = 0,
+        shuffle_seed: int = 0,
     ):
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(batch_size, num_workers, shuffle_seed)
         if task not in TASKS:
             raise DataError(
                 f"There is no LRGB task {task!r}: set data.task to one of {', '.join(TASKS)}."
@@ -186,6 +188,7 @@ class LRGBDataModule(GraphDataModule):
         self.data_dir = Path(data_dir).expanduser() if data_dir else None
         self.cache_dir = Path(cache_dir).expanduser()
         self.limit = limit
+        self.seed = seed
         self.generated_size = tuple(generated_size)
         self.source_used: Source | None = None
         self._folder: Path | None = None
@@ -204,7 +207,7 @@ class LRGBDataModule(GraphDataModule):
             return
         try:
             self._use("official", ensure(self._plan("official")))
-        except DataError as error:
+        except DownloadError as error:
             if self.task not in GENERATED_LABELS:
                 raise
             warnings.warn(

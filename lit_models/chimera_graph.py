@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 
-from kernels import resolvent
+from kernels.resolvent import check_terms, resolvent
 from lit_models.layers.gated_gcn import GatedGCN
 from lit_models.layers.heads import make_head
 from lit_models.module import LitModule, Optimisation
@@ -60,6 +60,7 @@ class ChimeraLayer(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}.")
+        check_terms(mode, terms)
         self.heads, self.mode, self.terms = heads, mode, terms
         self.sizes = [width, width, state, state, 4 * heads]
         self.in_proj = nn.Linear(width, sum(self.sizes), bias=False)

@@ -99,9 +99,11 @@ class LitModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.task.loss(self(batch), batch)
-        if not torch.isfinite(loss):
-            self._stop("loss", loss, batch_idx)
+        self._require_finite("loss", loss, batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_graphs)
+        if self.task.level == "graph":
+            # Batches differ in their number of graphs; every graph is to weigh the same.
+            loss = loss * batch.num_graphs / self.trainer.datamodule.batch_size
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -109,17 +111,20 @@ class LitModule(L.LightningModule):
             [p.grad for p in self.parameters() if p.grad is not None]
         )
         # A loss scaler meets overflowing gradients by design and skips such steps itself.
-        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
-            self._stop("gradient norm", norm, self.trainer.fit_loop.batch_idx)
+        if self.trainer.precision != "16-mixed":
+            self._require_finite("gradient norm", norm, self.trainer.fit_loop.batch_idx)
         self.log("train/grad_norm", norm)
 
-    def _stop(self, what: str, value: Tensor, batch_idx: int) -> None:
-        raise NonFiniteError(
-            f"The {what} became {float(value)} at step {self.global_step} (epoch "
-            f"{self.trainer.current_epoch}, batch {batch_idx}), before the optimiser step: resume "
-            "from the last checkpoint with a smaller model.optimisation.lr, a longer warm-up or a "
-            "smaller trainer.gradient_clip_val, or look for bad values in that batch."
-        )
+    def _require_finite(self, what: str, value: Tensor, batch_idx: int) -> None:
+        # All processes stop together: one alone would leave the others waiting for its gradients.
+        finite = bool(torch.isfinite(value))
+        if not self.trainer.strategy.reduce_boolean_decision(finite):
+            raise NonFiniteError(
+                f"The {what} became {float(value)} at step {self.global_step} (epoch "
+                f"{self.trainer.current_epoch}, batch {batch_idx}), before the optimiser step: "
+                "train again with a smaller model.optimisation.lr, a longer warm-up or a smaller "
+                "trainer.gradient_clip_val, or look for bad values in that batch."
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics, "val")

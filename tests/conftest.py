@@ -1,4 +1,4 @@
-"""Shape annotations are enforced while testing; nothing here may reach the network."""
+"""Shape annotations are enforced while testing."""
 
 from jaxtyping import install_import_hook
 

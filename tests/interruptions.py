@@ -20,7 +20,7 @@ class KillAt(Callback):
 
 
 class PoisonAt(Callback):
-    """Make one weight NaN before a step, and remember all weights at the time."""
+    """Make a weight NaN before a step."""
 
     def __init__(self, step: int):
         self.step = step
@@ -28,4 +28,4 @@ class PoisonAt(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *args) -> None:
         if trainer.global_step == self.step:
             with torch.no_grad():
-                next(module.parameters()).view(-1)[0:].fill_(torch.nan)
+                next(module.parameters()).fill_(torch.nan)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.resolvent.reference import resolvent_matrix, resolvent_reference
 from kernels.resolvent.torch_backend import resolvent_torch
 
-__all__ = ["resolvent", "resolvent_matrix", "resolvent_reference"]
+__all__ = ["check_terms", "resolvent", "resolvent_matrix", "resolvent_reference"]
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def resolvent(
     """
     ptr = _batch_boundaries(ptr, V)
     _check(edge_index, edge_weight, B, C, V, ptr)
-    _check_terms(mode, terms)
+    check_terms(mode, terms)
     chosen = "torch" if backend == "auto" else backend
     _log_choice(chosen, mode, V.device.type)
     implementation = {"torch": resolvent_torch, "reference": resolvent_reference}[chosen]
@@ -117,7 +117,8 @@ def _check(
             )
 
 
-def _check_terms(mode: Mode, terms: int | None) -> None:
+def check_terms(mode: Mode, terms: int | None) -> None:
+    """Raise ValueError where `mode` and `terms` of `resolvent` do not fit each other."""
     if mode not in ("exact", "neumann"):
         raise ValueError(f"mode must be 'exact' or 'neumann', got {mode!r}.")
     if mode == "exact" and terms is not None:

@@ -22,7 +22,7 @@ def resolvent_torch(
     ptr: Int[Tensor, " G1"],
     terms: int | None,
 ) -> Float[Tensor, "N H P"]:
-    """Same arguments and result as `kernels.resolvent`; memory grows as H × Σ N² of the graphs."""
+    """Same arguments and result as `kernels.resolvent`; memory grows as G · H · n²."""
     sizes = ptr.diff()
     graphs, n = sizes.numel(), int(sizes.max()) if sizes.numel() else 0
     heads = V.shape[1]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from datamodules.batching import GraphLoader, NodeBudgetSampler
+from datamodules.errors import DataError
 from tests.graphs import TOPOLOGIES, molecule_like
 
 SIZES = np.clip(np.random.default_rng(0).gamma(3, 50, 2000).astype(int), 8, 444)
@@ -75,7 +76,15 @@ def test_a_loader_goes_on_where_its_state_says(stopped_after):
         assert torch.equal(next(rest).x, x)
 
 
+def test_an_epoch_that_was_cut_short_is_followed_by_a_whole_one():
+    """As under trainer.limit_train_batches."""
+    loader = make_loader()
+    next(iter(loader))
+    assert len(list(loader)) == len(loader)
+    assert loader.state_dict() == {"epoch": 1, "batch": len(loader)}
+
+
 @pytest.mark.parametrize(("sizes", "replicas"), [([], 1), ([4], 2)])
 def test_too_few_graphs_are_an_error(sizes, replicas):
-    with pytest.raises(ValueError, match="cannot be cut into batches"):
+    with pytest.raises(DataError, match="cannot be cut into batches"):
         NodeBudgetSampler(sizes, 2, True, 0, 0, replicas)
