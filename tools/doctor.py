@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 OPTIONAL = {
-    "triton": "GPU kernels, torch.compile on a GPU",
-    "mamba-ssm": "peer of the chain kernels on a GPU",
+    "triton": "torch.compile on a GPU",
     "hydra-submitit-launcher": "sweeps on a SLURM cluster",
     "ogb": "tests of the molecular features",
 }

@@ -1,9 +1,13 @@
 """The shared base: schedule, weight decay, and the random stream of a step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch_geometric.data import Batch
 
 from lit_models.module import Optimisation
+from tests.graphs import molecule_like
 from tests.lit_models.test_chimera_graph import make_model
 
 
@@ -29,3 +33,19 @@ def test_only_weight_matrices_decay():
         assert decay[id(parameter)] == expected, name
     bias = dict(model.named_parameters())["net.blocks.0.mixer.delta_bias"]
     assert decay[id(bias)] == 0
+
+
+def test_every_graph_weighs_the_same_in_training():
+    """Two batches of 1 and 3 graphs weigh together as the mean over all four, times 4 / 2."""
+    model = make_model().eval()
+    model.log = lambda *args, **kwargs: None
+    model.trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(batch_size=2),
+        strategy=SimpleNamespace(reduce_boolean_decision=bool),
+        current_epoch=0,
+    )
+    graphs = [molecule_like(name) for name in ("path", "hub", "cycle", "both ways")]
+    parts = [Batch.from_data_list(graphs[:1]), Batch.from_data_list(graphs[1:])]
+    total = sum(model.training_step(batch, 0) for batch in parts)
+    whole = Batch.from_data_list(graphs)
+    torch.testing.assert_close(total, 4 / 2 * model.task.loss(model(whole), whole))
