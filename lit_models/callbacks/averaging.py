@@ -16,6 +16,6 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def __init__(self, decay: float):
         def average(old: Tensor, new: Tensor, _: Tensor) -> Tensor:
-            return new.lerp(old, decay) if new.is_floating_point() else new
+            return new.lerp(old.to(new.dtype), decay) if new.is_floating_point() else new
 
         super().__init__(use_buffers=True, avg_fn=average)
