@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.base import GraphDataModule
 from errors import UserError, one_sentence_errors
 from train import prepare_process, train
 
@@ -62,7 +63,17 @@ def load_run(run: str | Path) -> L.LightningModule:
 
 def evaluate(run: str | Path) -> dict[str, float]:
     """Test metrics of a run's selected model, measured anew and set beside its report."""
-    model, datamodule, trainer = _prepare(run)
+    cfg, model, datamodule = _prepare(run)
+    missing = cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available()
+    trainer = L.Trainer(
+        accelerator="auto" if missing else cfg.trainer.accelerator,
+        precision=cfg.trainer.precision,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
     metrics = trainer.test(model, datamodule, verbose=False)[0]
     metrics = {name.removeprefix("test/"): value for name, value in metrics.items()}
     path = Path(run) / "report.json"
@@ -78,17 +89,20 @@ def predict(run: str | Path) -> Path:
 
     One line per output row of the model: the index of its graph in the test split, its node in
     the graph where the task is about nodes, and the raw outputs (logits, values or vectors).
+    They are computed on the CPU in float32.
     """
-    model, datamodule, trainer = _prepare(run)
+    _, model, datamodule = _prepare(run)
     loader = datamodule.test_dataloader()
-    sizes = datamodule.num_nodes(datamodule.test_dataset).tolist()
     rows = []
-    for graphs, outputs in zip(loader.batch_sampler, trainer.predict(model, loader), strict=True):
+    for graphs, batch in zip(loader.batch_sampler, loader, strict=True):
+        with torch.inference_mode():
+            outputs = model(batch)
         if model.task.level == "graph":
             owners = [(graph, "") for graph in graphs]
         else:
-            owners = [(graph, node) for graph in graphs for node in range(sizes[graph])]
-        pairs = zip(owners, outputs.float().tolist(), strict=True)
+            sizes = zip(graphs, batch.ptr.diff().tolist(), strict=True)
+            owners = [(graph, node) for graph, size in sizes for node in range(size)]
+        pairs = zip(owners, outputs.tolist(), strict=True)
         rows += [[*owner, *output] for owner, output in pairs]
     names = datamodule.label_names
     if len(names) != model.task.num_outputs:
@@ -114,24 +128,14 @@ def resume(run: str | Path) -> dict:
     return train(cfg, resume_from=last)
 
 
-def _prepare(run: str | Path) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
+def _prepare(run: str | Path) -> tuple[DictConfig, L.LightningModule, GraphDataModule]:
     prepare_process()
     cfg = load_config(run)
     L.seed_everything(cfg.seed, verbose=False)
     model, datamodule = load_run(run), instantiate(cfg.data, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("test")
-    missing = cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available()
-    trainer = L.Trainer(
-        accelerator="auto" if missing else cfg.trainer.accelerator,
-        precision=cfg.trainer.precision,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    return model, datamodule, trainer
+    return cfg, model, datamodule
 
 
 COMMANDS = {"eval": evaluate, "predict": predict, "resume": resume}

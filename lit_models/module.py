@@ -151,8 +151,5 @@ class LitModule(L.LightningModule):
             self.log(f"{stage}_{name}", value)
         metrics.reset()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self(batch)
-
     def configure_optimizers(self) -> dict:
         return self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))

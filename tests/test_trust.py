@@ -117,7 +117,7 @@ def test_predictions_reproduce_the_report(finished):
     path = call_runs("predict", finished)
     rows = list(csv.DictReader(path.open()))
     assert [int(row["graph"]) for row in rows] == list(range(20))
-    _, datamodule, _ = runs._prepare(finished)
+    _, _, datamodule = runs._prepare(finished)
     names = datamodule.label_names
     logits = torch.tensor([[float(row[name]) for name in names] for row in rows])
     target = torch.cat([graph.y for graph in datamodule.test_dataset])
