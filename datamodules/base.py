@@ -20,6 +20,7 @@ class GraphDataModule(L.LightningDataModule):
         batch_size: mean number of graphs in a batch.
         num_workers: loading processes.
         shuffle_seed: of the order of the training graphs.
+        size_jitter: how far training batches mix sizes of graphs, see NodeBudgetSampler.
 
     Attributes:
         task: what is predicted, for reports and titles.
@@ -36,10 +37,16 @@ class GraphDataModule(L.LightningDataModule):
     val_dataset: Dataset
     test_dataset: Dataset
 
-    def __init__(self, batch_size: int = 16, num_workers: int = 0, shuffle_seed: int = 0):
+    def __init__(
+        self,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        shuffle_seed: int = 0,
+        size_jitter: float = 0.1,
+    ):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.shuffle_seed = shuffle_seed
+        self.shuffle_seed, self.size_jitter = shuffle_seed, size_jitter
         self._training: GraphLoader | None = None
         self._position: dict[str, int] = {}
 
@@ -105,5 +112,6 @@ class GraphDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             shuffle=shuffle,
             seed=self.shuffle_seed,
+            size_jitter=self.size_jitter,
             num_workers=self.num_workers,
         )

@@ -11,8 +11,6 @@ from torch_geometric.loader import DataLoader
 
 from datamodules.errors import DataError
 
-SIZE_JITTER = 0.1
-
 
 class NodeBudgetSampler(Sampler[list[int]]):
     """Cuts an epoch into a fixed number of batches that hold about the same number of nodes.
@@ -29,6 +27,7 @@ class NodeBudgetSampler(Sampler[list[int]]):
         seed: of the shuffling.
         rank: this process among the `replicas` that share the batches.
         replicas: number of processes.
+        size_jitter: standard deviation of that noise; from about 3 on, batches mix all sizes.
 
     Raises:
         DataError: no graphs, or fewer graphs than processes.
@@ -42,6 +41,7 @@ class NodeBudgetSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         replicas: int = 1,
+        size_jitter: float = 0.1,
     ):
         self.num_nodes = np.asarray(num_nodes, dtype=np.int64)
         graphs = len(self.num_nodes)
@@ -52,7 +52,8 @@ class NodeBudgetSampler(Sampler[list[int]]):
             )
         total = replicas * math.ceil(math.ceil(graphs / batch_size) / replicas)
         self.total = min(total, replicas * (graphs // replicas))
-        self.shuffle, self.seed, self.rank, self.replicas = shuffle, seed, rank, replicas
+        self.shuffle, self.seed, self.size_jitter = shuffle, seed, size_jitter
+        self.rank, self.replicas = rank, replicas
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ class NodeBudgetSampler(Sampler[list[int]]):
         size = self.num_nodes.astype(float)
         rng = np.random.default_rng([self.seed, epoch])
         if self.shuffle:
-            size = size * np.exp(SIZE_JITTER * rng.standard_normal(len(size)))
+            size = size * np.exp(self.size_jitter * rng.standard_normal(len(size)))
         order = np.argsort(size, kind="stable")
         nodes = self.num_nodes[order].cumsum()
         cuts = np.searchsorted(nodes, nodes[-1] * np.arange(1, self.total) / self.total)
@@ -122,6 +123,7 @@ def graph_loader(
     batch_size: int,
     shuffle: bool,
     seed: int = 0,
+    size_jitter: float = 0.1,
     num_workers: int = 0,
 ) -> GraphLoader:
     """Batches of `dataset` for this process, see NodeBudgetSampler and GraphLoader.
@@ -131,11 +133,11 @@ def graph_loader(
         num_nodes: [graphs] nodes per graph.
         batch_size: mean number of graphs per batch.
         shuffle: for training.
-        seed: of the shuffling.
+        seed, size_jitter: of the shuffling.
         num_workers: loading processes.
     """
     rank, replicas = _process_group()
-    sampler = NodeBudgetSampler(num_nodes, batch_size, shuffle, seed, rank, replicas)
+    sampler = NodeBudgetSampler(num_nodes, batch_size, shuffle, seed, rank, replicas, size_jitter)
     return GraphLoader(dataset, sampler, num_workers)
 
 

@@ -133,6 +133,7 @@ class LRGBDataModule(GraphDataModule):
         generated_size: graphs in the generated train, validation and test split.
         seed: of the generated graphs.
         shuffle_seed: of the order of the training graphs.
+        size_jitter: how far training batches mix sizes of graphs, see NodeBudgetSampler.
 
     Attributes:
         source_used: "official" or "generated", known after `prepare_data()` or `setup()`.
@@ -157,8 +158,9 @@ class LRGBDataModule(GraphDataModule):
         generated_size: Sequence[int] = (10873, 2331, 2331),
         seed: int = 0,
         shuffle_seed: int = 0,
+        size_jitter: float = 0.1,
     ):
-        super().__init__(batch_size, num_workers, shuffle_seed)
+        super().__init__(batch_size, num_workers, shuffle_seed, size_jitter)
         if task not in TASKS:
             raise DataError(
                 f"There is no LRGB task {task!r}: set data.task to one of {', '.join(TASKS)}."

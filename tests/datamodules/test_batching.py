@@ -36,6 +36,12 @@ def test_batches_hold_equal_numbers_of_nodes_and_little_padding():
     assert padded < 1.3 * SIZES.sum()
 
 
+def test_a_large_jitter_mixes_all_sizes():
+    batches = NodeBudgetSampler(SIZES, 16, True, size_jitter=10.0).batches(0)
+    spread = np.mean([np.log(SIZES[batch]).std() for batch in batches])
+    assert spread == pytest.approx(np.log(SIZES).std(), rel=0.1)
+
+
 def test_epochs_differ_and_are_functions_of_the_seed():
     sampler = NodeBudgetSampler(SIZES, 16, True, seed=1)
     assert sampler.batches(0) != sampler.batches(1)
