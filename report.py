@@ -108,7 +108,8 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
     print(f"\nMeasuring the baseline on the same data and split (EXP={cfg.compare}) …", flush=True)
     folder = Path(cfg.run_dir) / cfg.compare
     data = OmegaConf.to_container(cfg.data, resolve=True)
-    how = ("_target_", "batch_size", "num_workers", "size_jitter")  # the rest is what the data are
+    # Everything else says which data these are.
+    how = ("_target_", "batch_size", "num_workers", "size_jitter", "pre_transform")
     overrides = [f"data.{k}={json.dumps(v)}" for k, v in data.items() if k not in how]
     overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed")]
     environment = {

@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -20,6 +20,9 @@ from datamodules.errors import DataError, one_line
 
 CACHE_FORMAT = 1
 """Raise it with every change of what cached files hold: older ones are then rebuilt."""
+
+GRAPHS_AT_ONCE = 512
+"""Graphs that a transform sees as one batch."""
 
 
 @dataclass
@@ -63,6 +66,46 @@ class GraphTable:
                 key: torch.tensor([tensor.size(joined_dim(key)) for tensor in part])
                 for key, part in parts.items()
             },
+        )
+
+    def transformed(self, transform: Callable[[Data], Data]) -> Self:
+        """With what a PyG transform adds to every graph, computed for many graphs at once.
+
+        Args:
+            transform: adds attributes to a batch: one row per node, or indices of nodes [2, …]
+                under a name with "index" in it, as batches join them.
+        """
+        starts = self.slices["edge_index"]
+        parts: list[dict[str, Tensor]] = []
+        sizes: list[dict[str, Tensor]] = []
+        for nodes in self.num_nodes.split(GRAPHS_AT_ONCE):
+            first = len(parts) * GRAPHS_AT_ONCE
+            edges = starts[first : first + len(nodes) + 1]
+            ptr = torch.cat([nodes.new_zeros(1), nodes.cumsum(0)])
+            shift = ptr[:-1].repeat_interleave(edges.diff())
+            local = self.tensors["edge_index"][:, edges[0] : edges[-1]].long()
+            batch = Data(edge_index=local + shift, num_nodes=int(ptr[-1]), ptr=ptr)
+            known = set(batch.keys())
+            added = {k: v for k, v in transform(batch).items() if k not in known}
+            counts, local_parts = {}, {}
+            for key, value in added.items():
+                if joined_dim(key) == 0:
+                    counts[key], local_parts[key] = nodes, value
+                    continue
+                # Stable, as a graph's own order is part of what was computed for it.
+                graph, order = torch.bucketize(value[0], ptr[1:], right=True).sort(stable=True)
+                counts[key] = torch.bincount(graph, minlength=len(nodes))
+                local_parts[key] = value[:, order] - ptr[graph]
+            parts.append(local_parts)
+            sizes.append(counts)
+        new = {k: torch.cat([part[k] for part in parts], joined_dim(k)) for k in parts[0]}
+        counts = {k: torch.cat([count[k] for count in sizes]) for k in parts[0]}
+        table = self.of(new, counts)
+        return replace(
+            self,
+            tensors=self.tensors | table.tensors,
+            slices=self.slices | table.slices,
+            dtypes=self.dtypes | table.dtypes,
         )
 
     @property

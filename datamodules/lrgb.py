@@ -14,7 +14,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Dataset
+from torch_geometric.data import Data, Dataset
 from torch_geometric.datasets import LRGBDataset
 
 from datamodules import generated_peptides, generated_superpixels
@@ -134,6 +134,8 @@ class LRGBDataModule(GraphDataModule):
         seed: of the generated graphs.
         shuffle_seed: of the order of the training graphs.
         size_jitter: how far training batches mix sizes of graphs, see NodeBudgetSampler.
+        pre_transform: a PyG transform of whole batches whose results are cached with the graphs,
+            see `GraphTable.transformed`; its `repr` is to name all it depends on.
 
     Attributes:
         source_used: "official" or "generated", known after `prepare_data()` or `setup()`.
@@ -159,6 +161,7 @@ class LRGBDataModule(GraphDataModule):
         seed: int = 0,
         shuffle_seed: int = 0,
         size_jitter: float = 0.1,
+        pre_transform: Callable[[Data], Data] | None = None,
     ):
         super().__init__(batch_size, num_workers, shuffle_seed, size_jitter)
         if task not in TASKS:
@@ -190,6 +193,7 @@ class LRGBDataModule(GraphDataModule):
         self.data_dir = Path(data_dir).expanduser() if data_dir else None
         self.cache_dir = Path(cache_dir).expanduser()
         self.limit = limit
+        self.pre_transform = pre_transform
         self.seed = seed
         self.generated_size = tuple(generated_size)
         self.source_used: Source | None = None
@@ -302,7 +306,16 @@ class LRGBDataModule(GraphDataModule):
                 key = {"url": LRGBDataset.urls[self.task]}
             build = partial(self._read_pyg, found)
         about = {"task": self.task, "source": source, "feature_version": FEATURE_VERSION}
+        if self.pre_transform is not None:
+            key["pre_transform"] = repr(self.pre_transform)
+            build = partial(self._transformed, build)
         return CachePlan(self.cache_dir / "lrgb", f"{self.task}-{source}", key, about, build)
+
+    def _transformed(
+        self, build: Callable[[Path], dict[str, GraphTable]], scratch: Path
+    ) -> dict[str, GraphTable]:
+        tables = build(scratch)
+        return {split: table.transformed(self.pre_transform) for split, table in tables.items()}
 
     def _official_folder(self) -> Path:
         """Where the official files are, or will be downloaded to."""

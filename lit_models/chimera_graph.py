@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 
-from kernels.resolvent import check_terms, resolvent
+from kernels.resolvent import Plan, check_terms, plan_of, resolvent
 from lit_models.layers.gated_gcn import GatedGCN
 from lit_models.layers.heads import make_head
 from lit_models.module import LitModule, Optimisation
@@ -76,6 +76,7 @@ class ChimeraLayer(nn.Module):
         edge_attr: Float[Tensor, "E width"],
         edge_index: Int[Tensor, "2 E"],
         ptr: Int[Tensor, " G1"],
+        plan: Plan | None = None,
     ) -> Float[Tensor, "N width"]:
         z, v, B, C, delta = self.in_proj(x).split(self.sizes, dim=-1)
         deltas, delta_input = self._deltas(delta, edge_attr)
@@ -87,6 +88,7 @@ class ChimeraLayer(nn.Module):
             F.silu(C),
             v * delta_input.unsqueeze(-1),
             ptr=ptr,
+            plan=plan,
             mode=self.mode,
             terms=self.terms,
         )
@@ -156,12 +158,18 @@ class ChimeraBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, edge_attr: Tensor, edge_index: Tensor, ptr: Tensor
+        self,
+        x: Tensor,
+        edge_attr: Tensor,
+        edge_index: Tensor,
+        ptr: Tensor,
+        plan: Plan | None = None,
     ) -> tuple[Tensor, Tensor]:
         if self.local is not None:
             update, edge_attr = self.local(self.local_norm(x), edge_attr, edge_index)
             x = x + self.dropout(update)
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), edge_attr, edge_index, ptr))
+        mixed = self.mixer(self.mixer_norm(x), edge_attr, edge_index, ptr, plan)
+        x = x + self.dropout(mixed)
         return x + self.dropout(self.ffn(x)), edge_attr
 
 
@@ -183,7 +191,7 @@ class ChimeraGraphNet(nn.Module):
         terms: int | None,
     ):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.exact = encoder, mode == "exact"
         self.blocks = nn.ModuleList(
             ChimeraBlock(
                 width,
@@ -198,8 +206,9 @@ class ChimeraGraphNet(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         x, edge_attr = self.encoder(batch)
+        plan = plan_of(batch) if self.exact else None
         for block in self.blocks:
-            x, edge_attr = block(x, edge_attr, batch.edge_index, batch.ptr)
+            x, edge_attr = block(x, edge_attr, batch.edge_index, batch.ptr, plan)
         return self.head(self.norm(x), batch)
 
 

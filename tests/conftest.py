@@ -1,13 +1,33 @@
-"""Shape annotations are enforced while testing."""
+"""Shape annotations are enforced while testing, not while a time is measured."""
+
+import sys
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["kernels", "lit_models"], "beartype.beartype")
+if "--benchmark" not in sys.argv:
+    install_import_hook(["kernels", "lit_models"], "beartype.beartype")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+from pathlib import Path
+
+import pytest
+import torch
 
 torch.set_flush_denormal(True)  # as the entry points do
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--benchmark", action="store_true", help="run tests/benchmarks, and nothing else"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    inside = collection_path.is_relative_to(BENCHMARKS)
+    if config.getoption("--benchmark"):
+        return None if inside or collection_path.is_dir() else True
+    return True if inside else None
 
 
 @pytest.fixture(autouse=True)

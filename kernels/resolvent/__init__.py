@@ -8,17 +8,37 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels.resolvent.cost import faster_form
+from kernels.resolvent.elimination import Elimination, eliminate
+from kernels.resolvent.neumann import neumann_error, neumann_form
+from kernels.resolvent.plan import Plan, make_plan
+from kernels.resolvent.ragged import Ragged
 from kernels.resolvent.reference import resolvent_matrix, resolvent_reference
-from kernels.resolvent.torch_backend import resolvent_torch
+from kernels.resolvent.torch_backend import row_form, state_form
+from kernels.resolvent.transform import AddElimination, plan_of
 
-__all__ = ["check_terms", "resolvent", "resolvent_matrix", "resolvent_reference"]
+__all__ = [
+    "AddElimination",
+    "Elimination",
+    "Plan",
+    "check_terms",
+    "eliminate",
+    "make_plan",
+    "neumann_error",
+    "plan_of",
+    "resolvent",
+    "resolvent_matrix",
+    "resolvent_reference",
+]
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["exact", "neumann"]
+Mode = Literal["exact", "dag", "neumann"]
+Form = Literal["auto", "row", "state"]
 Backend = Literal["auto", "torch", "reference"]
 
 
+@torch.compiler.disable
 def resolvent(
     edge_index: Int[Tensor, "2 E"],
     edge_weight: Float[Tensor, "E H"],
@@ -27,8 +47,11 @@ def resolvent(
     V: Float[Tensor, "N H P"],
     *,
     ptr: Int[Tensor, " G1"] | None = None,
+    plan: Plan | None = None,
     mode: Mode = "exact",
     terms: int | None = None,
+    form: Form = "auto",
+    refine: int = 0,
     backend: Backend = "auto",
 ) -> Float[Tensor, "N H P"]:
     """Mix node values along all walks of a graph: y_i = Σ_j L_ij ⟨C_i, B_j⟩ v_j, L = (I − A)⁻¹.
@@ -36,7 +59,8 @@ def resolvent(
     An edge (i, j) of `edge_index`, source first as in torch-geometric, lets i influence j: its
     weight stands at A[j, i], and the weights of repeated edges add up. Per head h,
     L_h = Σ_k A_hᵏ; B and C are shared by the heads. Inputs below float32 are computed in float32
-    and the result is returned in V's dtype. Gradients flow to edge_weight, B, C and V.
+    and the result is returned in V's dtype. Gradients flow to edge_weight, B, C and V, once: the
+    exact modes refuse to be differentiated twice.
 
     Args:
         edge_index: [2, E] source and target node of each edge, self-loops allowed.
@@ -46,33 +70,53 @@ def resolvent(
         V: [N, H, P] values per head.
         ptr: [G + 1] first node of each graph of a batch as torch-geometric lays it out, and N;
             None for one graph. No edge may join two graphs.
-        mode: `exact` solves the system; `neumann` sums the first `terms` powers A⁰ … A^(terms−1)
-            by doubling, the relaxation of the paper (accurate only if A^terms is small).
+        plan: of these graphs by `make_plan`, so that calls share it; None makes one.
+        mode: `exact` solves the system by a sparse LU; `dag` does so in one sweep, for graphs
+            without cycles; `neumann` sums the first `terms` powers A⁰ … A^(terms−1) by doubling,
+            the relaxation of the paper (accurate only if A^terms is small, see `neumann_error`).
         terms: number of summed powers, a power of two; only with `neumann`. The paper takes the
             graph's diameter.
-        backend: `torch` (dense per graph, any device), `reference` (float64 textbook loop), or
-            `auto`, which is `torch`; the choice is logged once.
+        form: `row` computes L and multiplies, fast on graphs of some hundred nodes; `state` solves
+            for the S × P states, linear in N; `auto` takes the one that `cost.py` expects to be
+            faster.
+        refine: steps of iterative refinement after every solve. 0 demands that every graph's I − A
+            is diagonally dominant, by its columns or by its rows, or that the graph has no cycles
+            (checked on the CPU); from 1 on any I − A is tried and the residual checked and logged.
+        backend: `torch` (sparse, any device), `reference` (float64 textbook loop), or `auto`,
+            which is `torch`; the choice is logged once.
 
     Returns:
         [N, H, P] mixed values.
 
     Raises:
-        ValueError: shapes, `ptr` or `terms` do not fit, or I − A of a graph is singular.
+        ValueError: shapes, `ptr`, `plan` or `terms` do not fit, I − A of a graph is not dominant or
+            singular, or `dag` meets a cycle.
 
     Source: Lahoti et al., "Chimera: State Space Models Beyond Sequences", arXiv:2510.12111.
     """
+    if plan is not None and ptr is None:
+        ptr = plan.ptr
     ptr = _batch_boundaries(ptr, V)
     _check(edge_index, edge_weight, B, C, V, ptr)
     check_terms(mode, terms)
-    chosen = "torch" if backend == "auto" else backend
-    _log_choice(chosen, mode, V.device.type)
-    implementation = {"torch": resolvent_torch, "reference": resolvent_reference}[chosen]
     dtype = torch.promote_types(V.dtype, torch.float32)
     with torch.autocast(V.device.type, enabled=False):
-        y = implementation(
-            edge_index, *(t.to(dtype) for t in (edge_weight, B, C, V)), ptr=ptr, terms=terms
-        )
-    return y.to(V.dtype)
+        inputs = (edge_index, *(t.to(dtype) for t in (edge_weight, B, C, V)))
+        if backend == "reference":
+            _log_choice(backend, mode, V.device.type)
+            return resolvent_reference(*inputs, ptr=ptr, terms=terms).to(V.dtype)
+        if mode == "neumann":
+            _log_choice("torch", mode, V.device.type)
+            return neumann_form(*inputs, batch=Ragged(ptr, V.shape[0]), terms=terms).to(V.dtype)
+        if plan is None:
+            order = "topological" if mode == "dag" else "min_degree"
+            plan = make_plan(edge_index, V.shape[0], ptr, order=order)
+        _check_plan(plan, edge_index, V, mode)
+        if form == "auto":
+            form = faster_form(plan, B.shape[1], *V.shape[1:], V.device.type)
+        _log_choice("torch", f"{mode}, {form} form", V.device.type)
+        compute = {"row": row_form, "state": state_form}[form]
+        return compute(*inputs, plan=plan, refine=refine).to(V.dtype)
 
 
 @functools.cache
@@ -117,11 +161,24 @@ def _check(
             )
 
 
+def _check_plan(plan: Plan, edge_index: Tensor, V: Tensor, mode: Mode) -> None:
+    if (plan.num_nodes, len(plan.edge_value)) != (V.shape[0], edge_index.shape[1]):
+        raise ValueError(
+            f"The plan is for {plan.num_nodes} nodes and {len(plan.edge_value)} edges, but "
+            f"{V.shape[0]} nodes and {edge_index.shape[1]} edges were given: make it from the same "
+            "edge_index."
+        )
+    if mode == "dag" and not plan.triangular:
+        raise ValueError(
+            "mode='dag' needs a plan in topological order: make it with order='topological'."
+        )
+
+
 def check_terms(mode: Mode, terms: int | None) -> None:
     """Raise ValueError where `mode` and `terms` of `resolvent` do not fit each other."""
-    if mode not in ("exact", "neumann"):
-        raise ValueError(f"mode must be 'exact' or 'neumann', got {mode!r}.")
-    if mode == "exact" and terms is not None:
+    if mode not in ("exact", "dag", "neumann"):
+        raise ValueError(f"mode must be 'exact', 'dag' or 'neumann', got {mode!r}.")
+    if mode != "neumann" and terms is not None:
         raise ValueError("terms belongs to mode='neumann': leave it out, or ask for that mode.")
     if mode == "neumann" and (terms is None or terms < 1 or terms & (terms - 1)):
         raise ValueError(

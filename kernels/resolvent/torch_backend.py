@@ -1,110 +1,159 @@
-"""Dense resolvent on a padded batch of graphs: vectorised, differentiable, any device.
+"""The exact resolvent by sparse LU, vectorised over graphs and heads: any device.
 
-Shapes: G graphs, n nodes of the largest graph, N nodes in all, H heads, S state, P head dimension.
+Shapes: G graphs, n nodes of the largest, N nodes in all, R = G · n slots of the padded graphs,
+E edges, H heads, S state, P head dimension.
 """
 
-import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.resolvent.reference import SINGULAR
+from kernels.resolvent.lu import LU
+from kernels.resolvent.plan import Plan
+
+STATE_NUMBERS = 2**24  # of the state form's solution that are held at once
+EDGE_ROWS = 2**13  # rows that are multiplied at once; they stay in a CPU's cache
 
 
-def resolvent_torch(
+def row_form(
     edge_index: Int[Tensor, "2 E"],
     edge_weight: Float[Tensor, "E H"],
     B: Float[Tensor, "N S"],
     C: Float[Tensor, "N S"],
     V: Float[Tensor, "N H P"],
     *,
-    ptr: Int[Tensor, " G1"],
-    terms: int | None,
+    plan: Plan,
+    refine: int,
 ) -> Float[Tensor, "N H P"]:
-    """Same arguments and result as `kernels.resolvent`; memory grows as G · H · n²."""
-    sizes = ptr.diff()
-    graphs, n = sizes.numel(), int(sizes.max()) if sizes.numel() else 0
-    heads = V.shape[1]
-    graph = torch.repeat_interleave(torch.arange(graphs, device=ptr.device), sizes)
-    place = torch.arange(V.shape[0], device=ptr.device) - ptr[graph]
-    slot = graph * n + place
-
-    def padded(x: Tensor) -> Tensor:
-        rows = x.new_zeros(graphs * n, *x.shape[1:]).index_copy(0, slot, x)
-        return rows.unflatten(0, (graphs, n))
-
-    source, target = edge_index
-    # Rows of the stacked matrices [G · H · n, n] that belong to an edge's two ends, per head.
-    block = (graph[target][:, None] * heads + torch.arange(heads, device=ptr.device)) * n
-    target_row, source_row = block + place[target][:, None], block + place[source][:, None]
-    entry = target_row * n + place[source][:, None]
-    shape = (graphs, heads, n, n)
-    if terms is None:
-        L_GHnn = _Inverse.apply(edge_weight, entry, target_row, source_row, shape, sizes)
-    else:
-        L_GHnn = _neumann(_adjacency(edge_weight, entry, shape), terms)
-    kernel_G1nn = (padded(C) @ padded(B).mT).unsqueeze(1)
-    Y_GHnP = (L_GHnn * kernel_G1nn) @ padded(V).transpose(1, 2)
-    return Y_GHnP.transpose(1, 2).flatten(0, 1).index_select(0, slot)
+    """Solve for L = (I − A)⁻¹ itself, mask it by C Bᵀ, multiply: H · G · n² numbers are kept."""
+    return _RowForm.apply(edge_weight, B, C, V, edge_index, plan, refine)
 
 
-def _adjacency(weight_EH: Tensor, entry_EH: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A [G, H, n, n] with A[target, source] = weight, repeated edges added up."""
-    flat = weight_EH.new_zeros(math.prod(shape))
-    return flat.index_add(0, entry_EH.flatten(), weight_EH.flatten()).view(shape)
+def state_form(
+    edge_index: Int[Tensor, "2 E"],
+    edge_weight: Float[Tensor, "E H"],
+    B: Float[Tensor, "N S"],
+    C: Float[Tensor, "N S"],
+    V: Float[Tensor, "N H P"],
+    *,
+    plan: Plan,
+    refine: int,
+) -> Float[Tensor, "N H P"]:
+    """Solve for every node's S × P state, read it out by C: linear in N, nothing of N²."""
+    return _StateForm.apply(edge_weight, B, C, V, edge_index, plan, refine)
 
 
-class _Inverse(torch.autograd.Function):
-    """L = (I − A)⁻¹ [G, H, n, n] from edge weights, the identity on padding.
-
-    dA = Lᵀ dL Lᵀ is wanted on the edges alone: one full product, then one row product an edge.
-    """
+class _RowForm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight_EH, B_NS, C_NS, V_NHP, edge_index, plan, refine) -> Tensor:
+        ctx.lu = LU(plan, weight_EH, refine)
+        kernel_Gnn = plan.padded(C_NS) @ plan.padded(B_NS).mT
+        Y_NHP = torch.empty_like(V_NHP)
+        L_Gnn = []
+        for head in range(V_NHP.shape[1]):
+            L_Gnn.append(_resolvent(ctx.lu, head))
+            mixed = (L_Gnn[head] * kernel_Gnn) @ plan.padded(V_NHP[:, head])
+            Y_NHP[:, head] = plan.unpadded(mixed)
+        ctx.save_for_backward(B_NS, C_NS, V_NHP, edge_index, *L_Gnn)
+        return Y_NHP
 
     @staticmethod
-    def forward(ctx, weight_EH, entry, target_row, source_row, shape, sizes) -> Tensor:
-        A = _adjacency(weight_EH, entry, shape)
-        M = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - A
-        L = _invert_each(M, sizes) if A.device.type == "cpu" else _invert(M)
-        ctx.save_for_backward(L, target_row, source_row)
-        return L
+    def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
+        B_NS, C_NS, V_NHP, edge_index, *L_HGnn = ctx.saved_tensors
+        plan = ctx.lu.plan
+        B_GnS, C_GnS = plan.padded(B_NS), plan.padded(C_NS)
+        kernel_Gnn = C_GnS @ B_GnS.mT
+        d_kernel = torch.zeros_like(kernel_Gnn)
+        dV_NHP, d_weight = torch.empty_like(V_NHP), []
+        for head, L_Gnn in enumerate(L_HGnn):
+            dY_GnP, V_GnP = plan.padded(dY_NHP[:, head]), plan.padded(V_NHP[:, head])
+            dV_NHP[:, head] = plan.unpadded((L_Gnn * kernel_Gnn).mT @ dY_GnP)
+            d_masked = dY_GnP @ V_GnP.mT
+            d_kernel.addcmul_(d_masked, L_Gnn)
+            T_Rn = d_masked.mul_(kernel_Gnn).flatten(0, 1)
+            ctx.lu.solve_(head, T_Rn, transposed=True, padded=True)
+            d_weight.append(_row_products(T_Rn, L_Gnn.flatten(0, 1), plan.slot[edge_index]))
+        dC_NS = plan.unpadded(d_kernel @ B_GnS)
+        dB_NS = plan.unpadded(d_kernel.mT @ C_GnS)
+        return torch.stack(d_weight, 1), dB_NS, dC_NS, dV_NHP, None, None, None
+
+
+class _StateForm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight_EH, B_NS, C_NS, V_NHP, edge_index, plan, refine) -> Tensor:
+        ctx.lu = LU(plan, weight_EH, refine)
+        ctx.save_for_backward(B_NS, C_NS, V_NHP, edge_index)
+        Y_NHP = torch.zeros_like(V_NHP)
+        for head, states in _parts(B_NS, V_NHP):
+            state_NsP = _solution(ctx.lu, head, B_NS[:, states], V_NHP[:, head], transposed=False)
+            Y_NHP[:, head] += _read(state_NsP, C_NS[:, states])
+        return Y_NHP
 
     @staticmethod
-    def backward(ctx, dL: Tensor) -> tuple[Tensor | None, ...]:
-        L, target_row, source_row = ctx.saved_tensors
-        T = (L.mT @ dL).flatten(0, 2).index_select(0, target_row.flatten())
-        d_weight = (T * L.flatten(0, 2).index_select(0, source_row.flatten())).sum(dim=-1)
-        return d_weight.view_as(target_row), None, None, None, None, None
+    def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
+        B_NS, C_NS, V_NHP, edge_index = ctx.saved_tensors
+        dB_NS, dC_NS, dV_NHP = (torch.zeros_like(x) for x in (B_NS, C_NS, V_NHP))
+        d_weight = V_NHP.new_zeros(edge_index.shape[1], V_NHP.shape[1])
+        for head, states in _parts(B_NS, V_NHP):
+            V_NP, dY_NP = V_NHP[:, head], dY_NHP[:, head]
+            state_NsP = _solution(ctx.lu, head, B_NS[:, states], V_NP, transposed=False)
+            adjoint_NsP = _solution(ctx.lu, head, C_NS[:, states], dY_NP, transposed=True)
+            dC_NS[:, states] += (state_NsP @ dY_NP[..., None]).squeeze(2)
+            dB_NS[:, states] += (adjoint_NsP @ V_NP[..., None]).squeeze(2)
+            dV_NHP[:, head] += _read(adjoint_NsP, B_NS[:, states])
+            d_weight[:, head] += _row_products(
+                adjoint_NsP.flatten(1), state_NsP.flatten(1), edge_index
+            )
+        return d_weight, dB_NS, dC_NS, dV_NHP, None, None, None
 
 
-def _invert(M: Tensor) -> Tensor:
-    try:
-        return torch.linalg.inv(M)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(SINGULAR.format(graph="?", head="?")) from error
+def _refuse_second_derivatives() -> None:
+    if torch.is_grad_enabled():  # in a backward pass only with create_graph=True
+        raise RuntimeError(
+            "resolvent has first derivatives only: leave out create_graph=True, or pass "
+            "backend='reference', which is slow and can be differentiated twice."
+        )
 
 
-def _invert_each(M_GHnn: Tensor, sizes: Tensor) -> Tensor:
-    """One matrix at a time: batched LAPACK calls of torch hang or corrupt on some CPU builds
-
-    above 128 rows once the number of threads has been set, as Lightning's launchers do.
-    """
-    L = torch.eye(M_GHnn.shape[-1], dtype=M_GHnn.dtype).expand_as(M_GHnn).clone()
-    for graph, size in enumerate(sizes.tolist()):
-        for head in range(M_GHnn.shape[1]):
-            try:
-                L[graph, head, :size, :size] = torch.linalg.inv(M_GHnn[graph, head, :size, :size])
-            except torch.linalg.LinAlgError as error:
-                raise ValueError(SINGULAR.format(graph=graph, head=head)) from error
-    return L
+def _resolvent(lu: LU, head: int) -> Tensor:
+    """L [G, n, n] of a head; zero on padding."""
+    plan = lu.plan
+    L_Rn = lu.values.new_zeros(plan.slots, plan.longest)
+    L_Rn[plan.slot, plan.place] = 1
+    lu.solve_(head, L_Rn, transposed=False, padded=True)
+    return L_Rn.view(len(plan.ptr) - 1, plan.longest, plan.longest)
 
 
-def _neumann(A: Tensor, terms: int) -> Tensor:
-    """A⁰ + … + A^(terms−1) = (I + A)(I + A²)(I + A⁴)…, log₂(terms) products of pairs."""
-    total = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A)
-    power = A
-    for doubling in range(terms.bit_length() - 1):
-        if doubling:
-            power = power @ power
-        total = total + total @ power
-    return total
+def _solution(lu: LU, head: int, left_Ns: Tensor, right_NP: Tensor, transposed: bool) -> Tensor:
+    """(I − A)⁻¹ or (I − A)⁻ᵀ times the outer products left ⊗ right: [N, s, P]."""
+    X_NsP = left_Ns[:, :, None] * right_NP[:, None]
+    lu.solve_(head, X_NsP.flatten(1), transposed=transposed, padded=False)
+    return X_NsP
+
+
+def _read(state_NsP: Tensor, by_Ns: Tensor) -> Tensor:
+    """Σ_s by_s · state_s: [N, P]."""
+    return (by_Ns[:, None] @ state_NsP).squeeze(1)
+
+
+def _parts(B_NS: Tensor, V_NHP: Tensor) -> Iterator[tuple[int, slice]]:
+    """Heads and parts of the states whose solutions fit into STATE_NUMBERS numbers."""
+    states = B_NS.shape[1]
+    step = max(1, STATE_NUMBERS // max(1, V_NHP[:, 0].numel()))
+    for head in range(V_NHP.shape[1]):
+        for first in range(0, states, step):
+            yield head, slice(first, min(first + step, states))
+
+
+def _row_products(T: Tensor, L: Tensor, ends: Tensor) -> Tensor:
+    """[E] ⟨T[target], L[source]⟩ of every edge, given the rows of its source and its target."""
+    source, target = ends
+    parts = [
+        torch.linalg.vecdot(T.index_select(0, t), L.index_select(0, s))
+        for s, t in zip(source.split(EDGE_ROWS), target.split(EDGE_ROWS))
+    ]
+    return torch.cat(parts)

@@ -77,7 +77,7 @@ class GraphPictures(Callback):
 
 def first_resolvent(layer: ChimeraLayer, inputs: tuple[Tensor, ...]) -> Tensor:
     """|L| [N, N] of the first graph of a batch, the mean over heads, for a layer's inputs."""
-    x, edge_attr, edge_index, ptr = inputs
+    x, edge_attr, edge_index, ptr, *_ = inputs
     weights = edge_weights(layer.deltas(x, edge_attr), edge_index)
     nodes = int(ptr[1])
     inside = edge_index[0] < nodes

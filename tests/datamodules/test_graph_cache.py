@@ -69,6 +69,33 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(damage, csv_data):
     assert len(again.train_dataset) == 4
 
 
+class Degrees:
+    """A PyG transform in form: a row per node, and pairs of nodes, of a whole batch."""
+
+    def __call__(self, data):
+        source, target = data.edge_index
+        data.degree = torch.bincount(source, minlength=data.num_nodes)
+        data.falling_index = data.edge_index[:, source > target].flip(1)
+        return data
+
+    def __repr__(self):
+        return "Degrees()"
+
+
+def test_what_a_transform_adds_is_cached_with_each_graph(csv_data, monkeypatch):
+    monkeypatch.setattr(graph_cache, "GRAPHS_AT_ONCE", 3)
+    plain = official("peptides-func", csv_data)
+    data = official("peptides-func", csv_data, pre_transform=Degrees())
+    assert data._folder != plain._folder
+    for split in SPLITS:
+        without = getattr(plain, f"{split}_dataset")
+        for graph, bare in zip(getattr(data, f"{split}_dataset"), without, strict=True):
+            want = Degrees()(bare)
+            assert torch.equal(graph.degree, want.degree)
+            assert torch.equal(graph.falling_index, want.falling_index)
+            assert torch.equal(graph.x, want.x)
+
+
 class Killed(BaseException):
     pass
 

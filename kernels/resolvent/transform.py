@@ -1,0 +1,36 @@
+"""The elimination order of a graph as a torch-geometric transform, to be cached with the graph."""
+
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from kernels.resolvent.elimination import PASSES, SLACK, Elimination, eliminate
+from kernels.resolvent.plan import Plan, make_plan
+
+
+class AddElimination(BaseTransform):
+    """Adds `elimination_round` [N] and `fill_index` [2, F], see `eliminate`, to a graph or a batch.
+
+    torch-geometric joins both as it joins x and edge_index, so the order of a batch is stitched
+    from its graphs' orders by collation alone; `plan_of` makes the plan of it.
+    """
+
+    def forward(self, data: Data) -> Data:
+        ptr = data.ptr if "ptr" in data else None
+        rounds, fill_index = eliminate(data.edge_index, data.num_nodes, ptr)
+        data.elimination_round, data.fill_index = rounds, fill_index
+        return data
+
+    def __repr__(self) -> str:
+        """Names all that the result depends on, for the keys of caches."""
+        return f"{type(self).__name__}(version=1, passes={PASSES}, slack={SLACK})"
+
+
+def plan_of(batch: Data) -> Plan:
+    """The plan of a batch; its elimination order is computed where no transform has added it."""
+    known = "elimination_round" in batch
+    return make_plan(
+        batch.edge_index,
+        batch.num_nodes,
+        batch.ptr,
+        Elimination(batch.elimination_round, batch.fill_index) if known else None,
+    )

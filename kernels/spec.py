@@ -1,0 +1,35 @@
+"""What tests, ahead-of-time checks and benchmarks must know of an op, declared once."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Inputs = dict[str, Any]
+"""Keyword arguments of an op."""
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op.
+
+    Attributes:
+        name: of the op and of its folder.
+        function: the public function.
+        reference: the same in float64, as the textbook has it; takes the inputs of a case.
+        differentiable: names of the inputs that have a gradient.
+        variants: every backend or form that is to be tested, as options of `function`.
+        cases: inputs by name, made for a dtype from a seed.
+        benchmarks: inputs of real size by name, likewise.
+        peers: other ways to the same result by name; they take the inputs of a case.
+    """
+
+    name: str
+    function: Callable
+    reference: Callable
+    differentiable: tuple[str, ...]
+    variants: Mapping[str, dict[str, Any]]
+    cases: Mapping[str, Callable[[torch.dtype, int], Inputs]]
+    benchmarks: Mapping[str, Callable[[torch.dtype, int], Inputs]]
+    peers: Mapping[str, Callable]

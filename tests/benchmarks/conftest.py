@@ -1,0 +1,71 @@
+"""`pytest --benchmark`: no op is timed while its tests fail; results go to results/benchmarks."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from report import commit
+from tests.benchmarks.timing import device_name
+
+ROOT = Path(__file__).parents[2]
+RESULTS = pytest.StashKey[dict]()
+
+
+@pytest.fixture(scope="session")
+def green():
+    """Fails a benchmark whose op's own tests, run once a session, are red."""
+    verdicts: dict[str, bool] = {}
+
+    def require(*tests: str) -> None:
+        for test in tests:
+            if test not in verdicts:
+                command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/{test}"]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+                verdicts[test] = done.returncode == 0
+            if not verdicts[test]:
+                pytest.fail(f"tests/{test} is red: what is wrong is not timed.", pytrace=False)
+
+    return require
+
+
+@pytest.fixture
+def record(request):
+    """Keep the result of a benchmark for the report."""
+
+    def keep(name: str, result: dict) -> None:
+        request.config.stash.setdefault(RESULTS, {})[name] = result
+
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    measured = config.stash.get(RESULTS, {})
+    for name, result in measured.items():
+        terminalreporter.section(name)
+        for peer, numbers in result.get("times", {}).items():
+            ms, ratio = numbers["ms"], numbers["ratio"]
+            terminalreporter.write_line(
+                f"{peer:<28}{ms[1]:>10.2f} ms  ({ms[0]:.2f} … {ms[2]:.2f})  x {ratio[1]:<6.2f}"
+                f"{numbers['peak_mib']:>9.1f} MiB"
+            )
+    if measured:
+        write(measured)
+
+
+def write(measured: dict) -> None:
+    """Results of this device, those of earlier runs kept where nothing new was measured."""
+    path = ROOT / "results" / "benchmarks" / f"{device_name()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    about = {
+        "commit": commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("torch", "torch-geometric", "numpy")},
+    }
+    known |= {name: about | result for name, result in measured.items()}
+    path.write_text(json.dumps(known, indent=1) + "\n")

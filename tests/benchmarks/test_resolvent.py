@@ -1,0 +1,141 @@
+"""The resolvent against its peers, in whole models, and how its time grows."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch_geometric.data import Batch
+
+from datamodules.batching import NodeBudgetSampler
+from kernels.resolvent import make_plan, plan_of, resolvent, spec
+from kernels.resolvent.spec import RESOLVENT
+from tests.benchmarks.timing import compare
+from train import CONFIGS
+
+BATCHES = 4
+GREEN = "kernels/test_resolvent.py"
+
+
+@pytest.fixture(scope="session")
+def peptides():
+    """Batches of 16 Peptides-func graphs: of like sizes, as training forms them, and of any."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", ["experiment=chimera_lrgb", "scale=paper"])
+    datamodule = instantiate(config.data)
+    datamodule.prepare_data()
+    datamodule.setup()
+    dataset = datamodule.train_dataset
+    batches = {}
+    for name, jitter in (("like sizes", 0.1), ("any sizes", 10.0)):
+        sampler = NodeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
+        chosen = sampler.batches(0)[:BATCHES]
+        batches[name] = [Batch.from_data_list([dataset[i] for i in indices]) for indices in chosen]
+    return datamodule.source_used, batches
+
+
+def inputs_of(batch, heads: int, state: int, head_dim: int) -> dict:
+    """Random tensors on a batch's graphs, weights as Chimera's normaliser leaves them."""
+    generator = torch.Generator().manual_seed(0)
+    nodes, edges = batch.num_nodes, batch.edge_index
+    raw = 0.75 + 0.2 * torch.rand(edges.shape[1], heads, generator=generator)
+    return {
+        "edge_index": edges,
+        "ptr": batch.ptr,
+        "edge_weight": spec.normalised(edges, raw, nodes, 0.05),
+        "B": torch.randn(nodes, state, generator=generator),
+        "C": torch.randn(nodes, state, generator=generator),
+        "V": torch.randn(nodes, heads, head_dim, generator=generator),
+    }
+
+
+def forward(function, cases, **options):
+    """Calls without gradients."""
+
+    def run():
+        with torch.no_grad():
+            for inputs, plan in cases:
+                function(**inputs, **({"plan": plan} if plan else {}), **options)
+
+    return run
+
+
+def forward_backward(function, cases, **options):
+    """Calls with the gradients of all four tensors."""
+
+    def run():
+        for inputs, plan in cases:
+            tensors = {k: inputs[k].detach().requires_grad_() for k in RESOLVENT.differentiable}
+            given = {"plan": plan} if plan else {}
+            y = function(**(inputs | tensors), **given, **options)
+            torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
+
+    return run
+
+
+@pytest.mark.parametrize("sizes", ["like sizes", "any sizes"])
+@pytest.mark.parametrize("passes", [forward, forward_backward], ids=lambda f: f.__name__)
+def test_against_its_peers(peptides, green, record, sizes, passes):
+    green(GREEN)
+    source, batches = peptides
+    cases = [(inputs_of(b, heads=2, state=64, head_dim=32), plan_of(b)) for b in batches[sizes]]
+    bare = [(inputs, None) for inputs, _ in cases]
+    functions = {
+        "resolvent": passes(resolvent, cases),
+        "resolvent, row form": passes(resolvent, cases, form="row"),
+        "resolvent, state form": passes(resolvent, cases, form="state"),
+        "planning a batch": lambda: [plan_of(b) for b in batches[sizes]],
+    }
+    functions |= {name: passes(peer, bare) for name, peer in RESOLVENT.peers.items()}
+    inputs, plan = cases[0]
+    exact = RESOLVENT.reference(**inputs)
+    error = float((resolvent(**inputs, plan=plan) - exact).norm() / exact.norm())
+    assert error < 1e-6
+    name = f"resolvent, {passes.__name__}, {BATCHES} batches of 16 peptides of {sizes}"
+    record(name, {"data": source, "relative_error": error, "times": compare(functions, rounds=7)})
+
+
+def test_a_training_step_against_rival_models(peptides, green, record):
+    """Forward and backward pass of whole models with about 500,000 parameters, batch 16."""
+    green(GREEN, "lit_models/test_graph_models.py")
+    source, batches = peptides
+    batch = batches["like sizes"][0]
+    functions, parameters = {}, {}
+    for experiment in ("chimera_lrgb", "gps_lrgb", "gated_gcn_lrgb"):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose("train", [f"experiment={experiment}", "scale=paper"])
+        model = instantiate(config.model, _convert_="all")
+        parameters[experiment] = sum(p.numel() for p in model.parameters())
+
+        def step(model=model):
+            model.zero_grad()
+            model.task.loss(model(batch), batch).backward()
+
+        functions[experiment] = step
+    record(
+        "training step, batch of 16 peptides",
+        {"data": source, "parameters": parameters, "times": compare(functions, rounds=7)},
+    )
+
+
+@pytest.mark.parametrize("kind", [spec.peptide, spec.tree], ids=lambda f: f.__name__)
+def test_time_grows_linearly_with_the_graph(green, record, kind):
+    green(GREEN)
+    rows = []
+    for nodes in (1_000, 3_000, 10_000, 30_000, 100_000):
+        inputs = spec.make([(kind, nodes)], torch.float32, 0, heads=2, state=16, head_dim=16)
+        make = partial(make_plan, inputs["edge_index"], nodes)
+        planning = compare({"plan": make}, rounds=3)["plan"]
+        cases = [(inputs, make())]
+        run = compare({"run": forward_backward(resolvent, cases, form="state")}, rounds=3)["run"]
+        rows.append({"nodes": nodes, "plan_ms": planning["ms"], **run})
+    size = np.log([row["nodes"] for row in rows])
+    ms = np.log([row["ms"][1] for row in rows])
+    slope = float(np.polyfit(size, ms, 1)[0])
+    record(
+        f"growth with nodes, {kind.__name__}",
+        {"heads": 2, "state": 16, "head_dim": 16, "log_log_slope": slope, "rows": rows},
+    )
+    assert slope <= 1.1

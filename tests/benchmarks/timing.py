@@ -1,0 +1,84 @@
+"""Times of several functions on the same inputs, in one process, in turns."""
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+WARM_UP = 2
+ROUNDS = 11
+
+
+def compare(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, dict]:
+    """Milliseconds of each function, and how much slower than the first one it is.
+
+    Every round calls each function once, in an order that changes, so that whatever slows the
+    machine slows all of them; a ratio is the median of the rounds' own ratios.
+
+    Returns:
+        Per function: `ms` and `ratio`, each [lower quartile, median, upper quartile], and
+        `peak_mib`, the most memory its tensors took at once beyond what was there before.
+    """
+    seconds = {name: [] for name in functions}
+    names = list(functions)
+    for turn in range(WARM_UP + rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            synchronise()
+            begin = time.perf_counter()
+            functions[name]()
+            synchronise()
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - begin)
+    first = np.array(seconds[names[0]])
+    return {
+        name: {
+            "ms": quartiles(1e3 * np.array(seconds[name])),
+            "ratio": quartiles(np.array(seconds[name]) / first),
+            "peak_mib": peak_mib(function),
+        }
+        for name, function in functions.items()
+    }
+
+
+def quartiles(values: np.ndarray) -> list[float]:
+    """Lower quartile, median and upper quartile, to four digits."""
+    return [float(f"{q:.4g}") for q in np.quantile(values, [0.25, 0.5, 0.75])]
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mib(function: Callable[[], object]) -> float:
+    """The most memory that tensors made by `function` took at once, in MiB."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        function()
+    events = run.profiler.kineto_results.events()
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if is_memory(e)]
+    return round(max(np.cumsum([0, *changes])) / 2**20, 1)
+
+
+def is_memory(event) -> bool:
+    """Whether a profiler's event is an allocation or a release."""
+    return event.name() == "[memory]"
+
+
+def device_name() -> str:
+    """A name for a results file: the GPU's, or the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name().replace(" ", "-")
+    cpuinfo = Path("/proc/cpuinfo")
+    models = cpuinfo.read_text().split("model name") if cpuinfo.exists() else []
+    name = models[1].split(":")[1].split("\n")[0] if len(models) > 1 else platform.machine()
+    return f"{'-'.join(name.split())}-{torch.get_num_threads()}-threads"

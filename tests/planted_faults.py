@@ -1,0 +1,152 @@
+"""Plants faults in the kernels, one at a time in a copy, and demands that their tests go red.
+
+python -m tests.planted_faults [part of a fault's name]      (or: make test-faults)
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Fault(NamedTuple):
+    """One change of one file that some test must notice."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+def in_resolvent(name: str, file: str, right: str, wrong: str) -> Fault:
+    """A fault in the resolvent's folder."""
+    return Fault(name, f"kernels/resolvent/{file}", right, wrong)
+
+
+FAULTS = [
+    in_resolvent("sign of A", "lu.py", "weight_EH, alpha=-1)", "weight_EH)"),
+    in_resolvent("sign of an update", "lu.py", "product, alpha=-1)", "product)"),
+    in_resolvent(
+        "repeated edges overwrite", "lu.py",
+        "values.index_add_(0, plan.edge_value, weight_EH, alpha=-1)",
+        "values.index_copy_(0, plan.edge_value, -weight_EH)",
+    ),
+    in_resolvent(
+        "diagonal dropped", "lu.py", "        X *= self._diagonal(values, padded)\n", ""
+    ),
+    in_resolvent(
+        "unit triangle not unit", "lu.py",
+        "    values[plan.lowers : plan.num_entries] *= "
+        "diagonal.index_select(0, plan.row[plan.lowers :])\n", "",
+    ),
+    in_resolvent(
+        "triangles in the wrong order", "lu.py",
+        '("upper", "lower") if transposed', '("lower", "upper") if transposed',
+    ),
+    in_resolvent(
+        "dominance is not asked for", "lu.py", "stable |= failing == 0", "stable |= failing >= 0"
+    ),
+    in_resolvent(
+        "residual without its diagonal", "lu.py",
+        "return right + rest - self._diagonal(values, padded) * X", "return right + rest",
+    ),
+    in_resolvent(
+        "transposed solve not transposed", "plan.py",
+        "            ends = (self.col, self.row) if transposed else (self.row, self.col)",
+        "            ends = (self.row, self.col)",
+    ),
+    in_resolvent(
+        "a level is missing", "plan.py", "for nth in range(len(bounds) - 1):",
+        "for nth in range(len(bounds) - 2):",
+    ),
+    in_resolvent(
+        "levels in the wrong order", "plan.py", 'if (half == "lower") == transposed:',
+        'if (half == "lower") != transposed:',
+    ),
+    in_resolvent(
+        "off by one in a block of products", "plan.py",
+        "torch.searchsorted(lower_round[left], cuts)",
+        "torch.searchsorted(lower_round[left], cuts + 1)",
+    ),
+    in_resolvent("slots one off", "ragged.py", "self.graph * self.longest", "self.graph"),
+    in_resolvent("fill-in forgotten", "elimination.py", "fill.append(new)", "fill.append(new[:0])"),
+    in_resolvent(
+        "neighbours in one round", "elimination.py", "winner = candidate & ~beaten",
+        "winner = candidate",
+    ),
+    in_resolvent(
+        "a cycle passes for a DAG", "elimination.py", "if not ready.any():",
+        "ready = ready | ~done.logical_or(ready).cummax(0).values\n        if False:",
+    ),
+    in_resolvent(
+        "heads mixed up, row form", "torch_backend.py",
+        "@ plan.padded(V_NHP[:, head])", "@ plan.padded(V_NHP[:, 0])",
+    ),
+    in_resolvent(
+        "heads mixed up, state form", "torch_backend.py",
+        "Y_NHP[:, head] += _read", "Y_NHP[:, 0] += _read",
+    ),
+    in_resolvent(
+        "gradient of one head only", "torch_backend.py",
+        "d_kernel.addcmul_(d_masked, L_Gnn)", "d_kernel = d_masked * L_Gnn",
+    ),
+    in_resolvent(
+        "adjoint not transposed, row form", "torch_backend.py",
+        "T_Rn, transposed=True", "T_Rn, transposed=False",
+    ),
+    in_resolvent(
+        "adjoint not transposed, state form", "torch_backend.py",
+        "dY_NP, transposed=True", "dY_NP, transposed=False",
+    ),
+    in_resolvent(
+        "ends of an edge swapped", "torch_backend.py",
+        "source, target = ends", "target, source = ends",
+    ),
+    in_resolvent(
+        "part of the states left out", "torch_backend.py",
+        "for first in range(0, states, step):", "for first in range(0, states - step + 1, step):",
+    ),
+    in_resolvent(
+        "one doubling too few", "neumann.py", "terms.bit_length() - 1", "terms.bit_length() - 2"
+    ),
+    in_resolvent("error bound too small", "neumann.py", "range(terms)", "range(2 * terms)"),
+]  # fmt: skip
+
+
+def goes_red(fault: Fault) -> bool:
+    """Whether the tests of the fault's op fail with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("kernels", "tests", "lit_models", "datamodules"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        path = copy / fault.file
+        text = path.read_text()
+        if text.count(fault.right) != 1:
+            raise SystemExit(f"{fault.name}: {fault.file} must hold {fault.right!r} once.")
+        path.write_text(text.replace(fault.right, fault.wrong))
+        tests = f"tests/kernels/test_{Path(fault.file).parent.name}.py"
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+        done = subprocess.run(command, cwd=copy, capture_output=True, check=False)
+        return done.returncode == 1
+
+
+def main() -> None:
+    """Plant every fault whose name holds the argument; fail if the tests miss one."""
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    missed = []
+    for fault in FAULTS:
+        if wanted in fault.name:
+            red = goes_red(fault)
+            print(f"{'noticed' if red else 'MISSED '}  {fault.name}", flush=True)
+            missed += [] if red else [fault.name]
+    if missed:
+        raise SystemExit(f"The tests missed: {', '.join(missed)}.")
+
+
+if __name__ == "__main__":
+    main()
