@@ -10,7 +10,7 @@ ARGS ?=
 export DATA_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume eval predict test test-slow lint tensorboard doctor list clean
+.PHONY: help setup train resume eval predict test test-slow test-faults benchmark fit-costs lint tensorboard doctor list clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,15 @@ test: setup ## the default test suite, no network and no GPU needed
 
 test-slow: setup ## the tests that take minutes
 	$(RUN_PYTHON) -m pytest -m slow $(ARGS)
+
+test-faults: setup ## plant faults in the kernels, one at a time: their tests must go red
+	$(RUN_PYTHON) -m tests.planted_faults $(ARGS)
+
+benchmark: setup ## time kernels and models against their peers, into results/benchmarks
+	$(RUN_PYTHON) -m pytest --benchmark $(ARGS)
+
+fit-costs: setup ## fit this machine's cost model of the resolvent's forms
+	$(RUN_PYTHON) -m kernels.resolvent.cost
 
 lint: setup ## check style and formatting
 	$(RUN_PYTHON) -m ruff check .

@@ -28,15 +28,16 @@ def in_resolvent(name: str, file: str, right: str, wrong: str) -> Fault:
 
 
 FAULTS = [
-    in_resolvent("sign of A", "lu.py", "weight_EH, alpha=-1)", "weight_EH)"),
-    in_resolvent("sign of an update", "lu.py", "product, alpha=-1)", "product)"),
+    in_resolvent("sign of A", "lu.py", "edge_value, -weight_EH)", "edge_value, weight_EH)"),
+    in_resolvent("sign of an update", "lu.py", "target, -product", "target, product"),
     in_resolvent(
         "repeated edges overwrite", "lu.py",
-        "values.index_add_(0, plan.edge_value, weight_EH, alpha=-1)",
+        "_add_rows_(values, plan.edge_value, -weight_EH)",
         "values.index_copy_(0, plan.edge_value, -weight_EH)",
     ),
     in_resolvent(
-        "diagonal dropped", "lu.py", "        X *= self._diagonal(values, padded)\n", ""
+        "diagonal dropped", "plan.py",
+        "own = self.num_entries + nodes", "own = 0 * nodes + self.num_entries + self.num_nodes",
     ),
     in_resolvent(
         "unit triangle not unit", "lu.py",
@@ -51,8 +52,7 @@ FAULTS = [
         "dominance is not asked for", "lu.py", "stable |= failing == 0", "stable |= failing >= 0"
     ),
     in_resolvent(
-        "residual without its diagonal", "lu.py",
-        "return right + rest - self._diagonal(values, padded) * X", "return right + rest",
+        "residual of the wrong sign", "lu.py", "values[: plan.num_entries].neg_()", "pass"
     ),
     in_resolvent(
         "transposed solve not transposed", "plan.py",
@@ -64,8 +64,7 @@ FAULTS = [
         "for nth in range(len(bounds) - 2):",
     ),
     in_resolvent(
-        "levels in the wrong order", "plan.py", 'if (half == "lower") == transposed:',
-        'if (half == "lower") != transposed:',
+        "levels in the wrong order", "plan.py", "self.round.amax() - self.round if", "self.round if"
     ),
     in_resolvent(
         "off by one in a block of products", "plan.py",

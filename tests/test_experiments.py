@@ -45,11 +45,21 @@ def test_every_scale_composes(experiment, scale):
         ("chimera_peptides_struct", 504),
         ("chimera_pascalvoc", 485),
         ("chimera_coco", 489),
+        ("gps_lrgb", 503),
+        ("gated_gcn_lrgb", 499),
     ],
 )
 def test_parameters_at_paper_scale(experiment, thousands):
     model, _ = compose_model(experiment, "scale=paper")
     assert sum(p.numel() for p in instantiate(model).parameters()) // 1000 == thousands
+
+
+@pytest.mark.parametrize(("scale", "tolerance"), [("demo", 0.02), ("paper", 0.01)])
+@pytest.mark.parametrize("rival", ["gps_lrgb", "gated_gcn_lrgb"])
+def test_rivals_are_as_large_as_chimera(rival, scale, tolerance):
+    models = [compose_model(name, f"scale={scale}")[0] for name in (rival, "chimera_lrgb")]
+    rival_size, size = (sum(p.numel() for p in instantiate(m).parameters()) for m in models)
+    assert rival_size == pytest.approx(size, rel=tolerance)
 
 
 def test_a_scale_keeps_the_kind_of_model_and_the_metric():

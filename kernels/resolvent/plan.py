@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kernels.resolvent.elimination import Elimination, Order, eliminate, join, starts_of_groups
+from kernels.resolvent.elimination import Elimination, Order, eliminate, join
 from kernels.resolvent.ragged import Ragged
 
 
@@ -41,6 +41,14 @@ class Sweep(NamedTuple):
     levels: list[Level]
 
 
+class Pairs(NamedTuple):
+    """Edges by the row of their target, as a sparse matrix in CSR form has them."""
+
+    crow: Tensor  # [rows + 1] first edge of each row
+    col: Tensor  # [E] row of the source
+    edge: Tensor  # [E] place of each edge in this order
+
+
 class Plan(Ragged):
     """How `kernels.resolvent` solves with I − A of these graphs; made by `make_plan`.
 
@@ -66,7 +74,7 @@ class Plan(Ragged):
         super().__init__(ptr, len(round))
         self.edge_value, self.row, self.col, self.round = edge_value, row, col, round
         self.lowers, self.rounds = lowers, rounds
-        self._sweeps: dict[tuple, Sweep] = {}
+        self._sweeps: dict[tuple, Sweep | Pairs] = {}
 
     @property
     def num_entries(self) -> int:
@@ -86,6 +94,9 @@ class Plan(Ragged):
     def sweep(self, half: str, transposed: bool, padded: bool) -> Sweep:
         """The solve with one unit triangle of the factors, or with its transpose.
 
+        The half that is solved with last, `upper` or the transpose of `lower`, takes every row
+        times D⁻¹ instead of once.
+
         Args:
             half: `lower` or `upper`.
             transposed: solve with the triangle's transpose.
@@ -97,44 +108,70 @@ class Plan(Ragged):
             ends = (self.col, self.row) if transposed else (self.row, self.col)
             out, into = (end[some] for end in ends)
             entry = torch.arange(self.num_entries, device=out.device)[some]
+            last = (half == "lower") == transposed
             # Rows depend on the rows of the levels before theirs.
-            level = self.round[out]
-            if (half == "lower") == transposed:
-                level = int(self.round.max()) - level if len(level) else level
-            self._sweeps[key] = self._make_sweep(entry, out, into, level, padded)
+            level = self.round.amax() - self.round if last and self.num_nodes else self.round
+            nodes = torch.arange(self.num_nodes, device=out.device)
+            own = self.num_entries + nodes
+            if not last:
+                nodes = nodes[torch.bincount(out, minlength=self.num_nodes) > 0]
+                own = torch.full_like(nodes, self.num_entries + self.num_nodes)
+            self._sweeps[key] = self._make_sweep(nodes, own, level[nodes], entry, out, into, padded)
         return self._sweeps[key]
 
     def product(self, transposed: bool, padded: bool) -> Sweep:
-        """X − (what is off the diagonal) X, by values that are not factorised yet."""
+        """(I − A) X, by values that are not factorised yet: a sweep of a single level."""
         key = ("product", transposed, padded)
         if key not in self._sweeps:
             out, into = (self.col, self.row) if transposed else (self.row, self.col)
+            nodes = torch.arange(self.num_nodes, device=out.device)
             entry = torch.arange(self.num_entries, device=out.device)
-            level = torch.zeros_like(out)
-            self._sweeps[key] = self._make_sweep(entry, out, into, level, padded)
+            self._sweeps[key] = self._make_sweep(
+                nodes,
+                entry.new_tensor(self.num_entries) + nodes,
+                0 * nodes,
+                entry,
+                out,
+                into,
+                padded,
+            )
         return self._sweeps[key]
 
     def _make_sweep(
-        self, entry: Tensor, out: Tensor, into: Tensor, level: Tensor, padded: bool
+        self,
+        nodes: Tensor,
+        own: Tensor,
+        level: Tensor,
+        entry: Tensor,
+        out: Tensor,
+        into: Tensor,
+        padded: bool,
     ) -> Sweep:
-        """Lay out the terms of entries by level and output row; every row first takes itself."""
-        order = (level * self.num_nodes + out).argsort(stable=True)
-        entry, out, into, level = (x[order] for x in (entry, out, into, level))
-        first = starts_of_groups(out)
-        terms = torch.cat([first, first.new_tensor([len(out)])]).diff() + 1
-        offset = terms.cumsum(0) - terms
-        group = torch.repeat_interleave(terms - 1, output_size=len(out))
-        spot = torch.arange(len(out), device=out.device) + group + 1
-        place = self.slot if padded else torch.arange(self.num_nodes, device=out.device)
-        index = torch.empty(len(out) + len(first), dtype=torch.int64, device=out.device)
-        take = torch.empty_like(index)
-        rows = place[out[first]]
-        index[offset], index[spot] = rows, place[into]
-        take[offset], take[spot] = self.num_entries + self.num_nodes, entry
+        """Lay out the terms by level and output row.
 
-        ends = torch.bincount(level[first]).cumsum(0).tolist()
-        bounds = [0, *(e for e, before in zip(ends, [0, *ends]) if e > before)]
-        offset = torch.cat([offset, offset.new_tensor([len(index)])])
+        Args:
+            nodes, own, level: output rows, the value that each takes itself by, and its level.
+            entry, out, into: the other terms: value, output row, input row.
+        """
+        order = level.argsort(stable=True)
+        nodes, own, level = nodes[order], own[order], level[order]
+        rank = torch.empty(self.num_nodes, dtype=torch.int64, device=nodes.device)
+        rank[nodes] = torch.arange(len(nodes), device=nodes.device)
+        group, order = rank[out].sort(stable=True)
+        entry, into = entry[order], into[order]
+        terms = 1 + torch.bincount(group, minlength=len(nodes))
+        offset = torch.cat([terms.new_zeros(1), terms.cumsum(0)])
+        # Every row's own term comes first, so entries stand one later for each row up to theirs.
+        spot = torch.arange(len(entry), device=nodes.device) + group + 1
+        place = self.slot if padded else torch.arange(self.num_nodes, device=nodes.device)
+        index = torch.empty(len(entry) + len(nodes), dtype=torch.int64, device=nodes.device)
+        take = torch.empty_like(index)
+        rows = place[nodes]
+        index[offset[:-1]], index[spot] = rows, place[into]
+        take[offset[:-1]], take[spot] = own, entry
+
+        ends = torch.bincount(level).cumsum(0).tolist()
+        bounds = [0, *(e for e, before in zip(ends, [0, *ends], strict=False) if e > before)]
         cuts = offset[bounds].tolist()
         levels = []
         for nth in range(len(bounds) - 1):
@@ -143,6 +180,19 @@ class Plan(Ragged):
             starts = offset[groups.start : groups.stop + 1] - cuts[nth]
             levels.append(Level(some, index[some], starts, rows[groups]))
         return Sweep(take, levels)
+
+    def pairs(self, edge_index: Tensor, padded: bool) -> Pairs:
+        """The edges of the graphs as a sparse matrix."""
+        key = ("pairs", padded)
+        if key not in self._sweeps:
+            place = self.slot if padded else torch.arange(self.num_nodes, device=self.ptr.device)
+            source, target = place[edge_index]
+            target, order = target.sort(stable=True)
+            size = self.slots if padded else self.num_nodes
+            count = torch.bincount(target, minlength=size)
+            crow = torch.cat([count.new_zeros(1), count.cumsum(0)])
+            self._sweeps[key] = Pairs(crow, source[order], order.argsort())
+        return self._sweeps[key]
 
 
 def make_plan(

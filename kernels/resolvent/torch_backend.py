@@ -11,10 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.resolvent.lu import LU
-from kernels.resolvent.plan import Plan
+from kernels.resolvent.plan import Pairs, Plan
 
 STATE_NUMBERS = 2**24  # of the state form's solution that are held at once
-EDGE_ROWS = 2**13  # rows that are multiplied at once; they stay in a CPU's cache
 
 
 def row_form(
@@ -49,15 +48,15 @@ class _RowForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight_EH, B_NS, C_NS, V_NHP, edge_index, plan, refine) -> Tensor:
         ctx.lu = LU(plan, weight_EH, refine)
-        kernel_Gnn = plan.padded(C_NS) @ plan.padded(B_NS).mT
-        Y_NHP = torch.empty_like(V_NHP)
-        L_Gnn = []
-        for head in range(V_NHP.shape[1]):
-            L_Gnn.append(_resolvent(ctx.lu, head))
-            mixed = (L_Gnn[head] * kernel_Gnn) @ plan.padded(V_NHP[:, head])
-            Y_NHP[:, head] = plan.unpadded(mixed)
-        ctx.save_for_backward(B_NS, C_NS, V_NHP, edge_index, *L_Gnn)
-        return Y_NHP
+        L_HGnn = [_resolvent(ctx.lu, head) for head in range(V_NHP.shape[1])]
+        B_GnS, C_GnS, V_HGnP = plan.padded(B_NS), plan.padded(C_NS), _heads(V_NHP, plan)
+        Y_HGnP = torch.zeros_like(V_HGnP)
+        for graphs, n in plan.blocks:
+            kernel = C_GnS[graphs, :n] @ B_GnS[graphs, :n].mT
+            for L_Gnn, V_GnP, Y_GnP in zip(L_HGnn, V_HGnP, Y_HGnP, strict=True):
+                Y_GnP[graphs, :n] = (L_Gnn[graphs, :n, :n] * kernel) @ V_GnP[graphs, :n]
+        ctx.save_for_backward(B_NS, C_NS, V_NHP, edge_index, *L_HGnn)
+        return _nodes(Y_HGnP, plan)
 
     @staticmethod
     def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
@@ -65,20 +64,28 @@ class _RowForm(torch.autograd.Function):
         B_NS, C_NS, V_NHP, edge_index, *L_HGnn = ctx.saved_tensors
         plan = ctx.lu.plan
         B_GnS, C_GnS = plan.padded(B_NS), plan.padded(C_NS)
-        kernel_Gnn = C_GnS @ B_GnS.mT
-        d_kernel = torch.zeros_like(kernel_Gnn)
-        dV_NHP, d_weight = torch.empty_like(V_NHP), []
-        for head, L_Gnn in enumerate(L_HGnn):
-            dY_GnP, V_GnP = plan.padded(dY_NHP[:, head]), plan.padded(V_NHP[:, head])
-            dV_NHP[:, head] = plan.unpadded((L_Gnn * kernel_Gnn).mT @ dY_GnP)
-            d_masked = dY_GnP @ V_GnP.mT
-            d_kernel.addcmul_(d_masked, L_Gnn)
-            T_Rn = d_masked.mul_(kernel_Gnn).flatten(0, 1)
+        V_HGnP, dY_HGnP = _heads(V_NHP, plan), _heads(dY_NHP, plan)
+        dB_GnS, dC_GnS, dV_HGnP = (torch.zeros_like(x) for x in (B_GnS, C_GnS, V_HGnP))
+        kernels = [C_GnS[graphs, :n] @ B_GnS[graphs, :n].mT for graphs, n in plan.blocks]
+        d_kernels = [torch.zeros_like(kernel) for kernel in kernels]
+        d_weight_EH = V_NHP.new_empty(edge_index.shape[1], len(L_HGnn))
+        T_Gnn = torch.empty_like(L_HGnn[0])
+        for head, L_Gnn in enumerate(L_HGnn):  # one at a time: no second tensor of H · n²
+            T_Gnn.zero_()
+            for (graphs, n), kernel, d_kernel in zip(plan.blocks, kernels, d_kernels, strict=True):
+                L, dY = L_Gnn[graphs, :n, :n], dY_HGnP[head, graphs, :n]
+                dV_HGnP[head, graphs, :n] = (L * kernel).mT @ dY
+                d_masked = dY @ V_HGnP[head, graphs, :n].mT
+                d_kernel.addcmul_(d_masked, L)
+                torch.mul(d_masked, kernel, out=T_Gnn[graphs, :n, :n])
+            T_Rn, L_Rn = T_Gnn.flatten(0, 1), L_Gnn.flatten(0, 1)
             ctx.lu.solve_(head, T_Rn, transposed=True, padded=True)
-            d_weight.append(_row_products(T_Rn, L_Gnn.flatten(0, 1), plan.slot[edge_index]))
-        dC_NS = plan.unpadded(d_kernel @ B_GnS)
-        dB_NS = plan.unpadded(d_kernel.mT @ C_GnS)
-        return torch.stack(d_weight, 1), dB_NS, dC_NS, dV_NHP, None, None, None
+            d_weight_EH[:, head] = _edge_products(T_Rn, L_Rn, plan.pairs(edge_index, padded=True))
+        for (graphs, n), d_kernel in zip(plan.blocks, d_kernels, strict=True):
+            dC_GnS[graphs, :n] = d_kernel @ B_GnS[graphs, :n]
+            dB_GnS[graphs, :n] = d_kernel.mT @ C_GnS[graphs, :n]
+        dB_NS, dC_NS, dV_NHP = plan.unpadded(dB_GnS), plan.unpadded(dC_GnS), _nodes(dV_HGnP, plan)
+        return d_weight_EH, dB_NS, dC_NS, dV_NHP, None, None, None
 
 
 class _StateForm(torch.autograd.Function):
@@ -98,6 +105,7 @@ class _StateForm(torch.autograd.Function):
         B_NS, C_NS, V_NHP, edge_index = ctx.saved_tensors
         dB_NS, dC_NS, dV_NHP = (torch.zeros_like(x) for x in (B_NS, C_NS, V_NHP))
         d_weight = V_NHP.new_zeros(edge_index.shape[1], V_NHP.shape[1])
+        pairs = ctx.lu.plan.pairs(edge_index, padded=False)
         for head, states in _parts(B_NS, V_NHP):
             V_NP, dY_NP = V_NHP[:, head], dY_NHP[:, head]
             state_NsP = _solution(ctx.lu, head, B_NS[:, states], V_NP, transposed=False)
@@ -105,9 +113,7 @@ class _StateForm(torch.autograd.Function):
             dC_NS[:, states] += (state_NsP @ dY_NP[..., None]).squeeze(2)
             dB_NS[:, states] += (adjoint_NsP @ V_NP[..., None]).squeeze(2)
             dV_NHP[:, head] += _read(adjoint_NsP, B_NS[:, states])
-            d_weight[:, head] += _row_products(
-                adjoint_NsP.flatten(1), state_NsP.flatten(1), edge_index
-            )
+            d_weight[:, head] += _edge_products(adjoint_NsP.flatten(1), state_NsP.flatten(1), pairs)
         return d_weight, dB_NS, dC_NS, dV_NHP, None, None, None
 
 
@@ -149,11 +155,22 @@ def _parts(B_NS: Tensor, V_NHP: Tensor) -> Iterator[tuple[int, slice]]:
             yield head, slice(first, min(first + step, states))
 
 
-def _row_products(T: Tensor, L: Tensor, ends: Tensor) -> Tensor:
-    """[E] ⟨T[target], L[source]⟩ of every edge, given the rows of its source and its target."""
-    source, target = ends
-    parts = [
-        torch.linalg.vecdot(T.index_select(0, t), L.index_select(0, s))
-        for s, t in zip(source.split(EDGE_ROWS), target.split(EDGE_ROWS))
-    ]
-    return torch.cat(parts)
+def _edge_products(T_RW: Tensor, L_RW: Tensor, pairs: Pairs) -> Tensor:
+    """[E] ⟨T[target], L[source]⟩ of every edge, reading each row in place."""
+    size = (len(T_RW), len(L_RW))
+    zeros = T_RW.new_zeros(len(pairs.col))
+    pattern = torch.sparse_csr_tensor(
+        pairs.crow, pairs.col, zeros, size=size, check_invariants=False
+    )
+    products = torch.sparse.sampled_addmm(pattern, T_RW, L_RW.T, beta=0.0).values()
+    return products.index_select(0, pairs.edge)
+
+
+def _heads(x_NHP: Tensor, plan: Plan) -> Tensor:
+    """[N, H, P] → [H, G, n, P], zero on padding."""
+    return plan.padded(x_NHP.flatten(1)).unflatten(2, x_NHP.shape[1:]).movedim(2, 0)
+
+
+def _nodes(x_HGnP: Tensor, plan: Plan) -> Tensor:
+    """[H, G, n, P] → [N, H, P]."""
+    return plan.unpadded(x_HGnP.movedim(0, 2).flatten(2)).unflatten(1, (len(x_HGnP), -1))

@@ -47,7 +47,7 @@ class GraphPictures(Callback):
         chosen = (sizes - self.nodes).abs().argsort(stable=True)[: self.graphs].sort().values
         graphs = [dataset[i] for i in chosen.tolist()]
         batch = Batch.from_data_list(graphs).to(module.device)
-        seen: dict[str, tuple[Tensor, ...]] = {}
+        seen: dict[str, tuple] = {}
         layers = {n: m for n, m in module.named_modules() if isinstance(m, ChimeraLayer)}
         hooks = [
             layer.register_forward_pre_hook(lambda _, inputs, n=name: seen.update({n: inputs}))
@@ -75,7 +75,7 @@ class GraphPictures(Callback):
                 board.add_image("molecules", picture, step, dataformats="HWC")
 
 
-def first_resolvent(layer: ChimeraLayer, inputs: tuple[Tensor, ...]) -> Tensor:
+def first_resolvent(layer: ChimeraLayer, inputs: tuple) -> Tensor:
     """|L| [N, N] of the first graph of a batch, the mean over heads, for a layer's inputs."""
     x, edge_attr, edge_index, ptr, *_ = inputs
     weights = edge_weights(layer.deltas(x, edge_attr), edge_index)

@@ -11,11 +11,13 @@ from torch_geometric.data import Batch
 
 from datamodules.batching import NodeBudgetSampler
 from kernels.resolvent import make_plan, plan_of, resolvent, spec
+from kernels.resolvent.cost import faster_form
 from kernels.resolvent.spec import RESOLVENT
 from tests.benchmarks.timing import compare
 from train import CONFIGS
 
 BATCHES = 4
+FORMS = ("row", "state")
 GREEN = "kernels/test_resolvent.py"
 
 
@@ -139,3 +141,27 @@ def test_time_grows_linearly_with_the_graph(green, record, kind):
         {"heads": 2, "state": 16, "head_dim": 16, "log_log_slope": slope, "rows": rows},
     )
     assert slope <= 1.1
+
+
+SHAPES = {
+    "peptides": ([(spec.peptide, 120)] * 8, 2, 64, 32),
+    "small molecules": ([(spec.peptide, 25)] * 64, 2, 16, 16),
+    "one protein": ([(spec.peptide, 2500)], 2, 16, 16),
+    "a tree, small state": ([(spec.tree, 800)], 2, 4, 8),
+    "superpixels": ([(spec.superpixels, 400)] * 4, 4, 32, 16),
+    "many heads": ([(spec.peptide, 300)] * 4, 8, 16, 8),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_form_that_is_chosen_is_the_faster_one(green, record, shape):
+    green(GREEN)
+    graphs, heads, state, head_dim = SHAPES[shape]
+    inputs = spec.make(graphs, torch.float32, 0, heads=heads, state=state, head_dim=head_dim)
+    plan = make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
+    chosen = faster_form(plan, state, heads, head_dim, "cpu")
+    functions = {form: forward_backward(resolvent, [(inputs, plan)], form=form) for form in FORMS}
+    times = compare(functions)
+    record(f"choice of form, {shape}", {"chosen": chosen, "times": times})
+    fastest = min(times[form]["ms"][1] for form in FORMS)
+    assert times[chosen]["ms"][1] <= 1.2 * fastest

@@ -255,7 +255,8 @@ class Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         tensors = out if isinstance(out, (tuple, list)) else (out,)
-        self.made += [t.numel() for t in tensors if isinstance(t, torch.Tensor)]
+        dense = [t for t in tensors if isinstance(t, torch.Tensor) and t.layout == torch.strided]
+        self.made += [t.numel() for t in dense]
         return out
 
 

@@ -1,4 +1,4 @@
-"""The Chimera graph model: parameters, orientation, invariances, gradients."""
+"""The Chimera graph model: parameters, orientation, modes; see also test_graph_models.py."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from lit_models.chimera_graph import (
 )
 from lit_models.module import Optimisation
 from lit_models.tasks import MultilabelClassification
-from tests.graphs import TOPOLOGIES, batch_of_all, edge_index, molecule_encoder, molecule_like
+from tests.graphs import batch_of_all, edge_index, molecule_encoder, molecule_like
 
 
 def make_model(**options) -> LitChimeraGraph:
@@ -97,62 +97,10 @@ def test_influence_runs_along_the_edges():
         assert moved.tolist() == reached
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(local):
-    model = make_model(local=local)
-    batch = Batch.from_data_list([molecule_like(n) for n in ("both ways", "hub", "self-loops")] * 3)
-    model.task.loss(model(batch), batch).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("local", [True, False])
-def test_perturbing_any_part_changes_the_output(local):
-    model = make_model(local=local).eval()
-    batch = batch_of_all()
-    before = model(batch)
-    for name, parameter in model.named_parameters():
-        saved = parameter.detach().clone()
-        with torch.no_grad():
-            parameter += 0.1 * torch.randn_like(parameter)
-        assert (model(batch) - before).abs().max() > 1e-7, name
-        with torch.no_grad():
-            parameter.copy_(saved)
-
-
 def test_without_local_part_no_message_passing_is_left():
     model = make_model(local=False)
     assert all(block.local is None for block in model.net.blocks)
     assert count(model.net) < count(make_model().net)
-
-
-def test_permuting_the_atoms_changes_nothing():
-    model = make_model().eval()
-    graph = molecule_like("hub")
-    order = torch.randperm(8)
-    permuted = graph.clone()
-    permuted.x, permuted.edge_index = graph.x[order], order.argsort()[graph.edge_index]
-    edges = torch.randperm(graph.num_edges)
-    permuted.edge_index = permuted.edge_index[:, edges]
-    permuted.edge_attr = graph.edge_attr[edges]
-    y = [model(Batch.from_data_list([g])) for g in (graph, permuted)]
-    torch.testing.assert_close(*y, rtol=1e-5, atol=1e-5)
-
-
-def test_a_batch_equals_each_graph_alone():
-    model = make_model().eval()
-    graphs = [molecule_like(name) for name in TOPOLOGIES]
-    together = model(Batch.from_data_list(graphs))
-    alone = torch.cat([model(Batch.from_data_list([graph])) for graph in graphs])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-
-
-def test_a_single_node_can_be_trained_on():
-    model = make_model()
-    batch = Batch.from_data_list([molecule_like("singleton")])
-    model.task.loss(model(batch), batch).backward()
 
 
 def test_neumann_converges_to_exact():
