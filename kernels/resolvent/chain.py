@@ -1,0 +1,414 @@
+"""The resolvent product on directed chains: Mamba-2's SSD for edge weights of any sign.
+
+Shapes: N nodes, H heads, S state, P head dimension, E edges; chains are cut into c chunks of Q
+nodes, and t chunks are worked on at a time. Every chain begins on a new chunk, so nothing passes
+from one chain to another, not even 0 · NaN.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Numbers per temporary array: large enough to feed the cores, small enough to stay near them.
+CPU_TILE, GPU_TILE = 2**20, 2**27
+
+
+def chain_resolvent(
+    weight: Float[Tensor, "N H"],
+    B: Float[Tensor, "N S"],
+    C: Float[Tensor, "N S"],
+    V: Float[Tensor, "N H P"],
+    *,
+    plan: "ChainPlan | None" = None,
+    chunk: int | None = None,
+) -> Float[Tensor, "N H P"]:
+    """Mix node values along chains: y_i = ⟨C_i, h_i⟩, h_i = w_i h_{i−1} + B_i ⊗ v_i per head.
+
+    Equals `kernels.resolvent` on the chain's edges, in linear time. Weights may have any sign and
+    may be zero: products are formed directly, without logarithms or divisions. Inputs below float32
+    are computed in float32 and the result is returned in V's dtype. Gradients flow to weight, B, C
+    and V.
+
+    Args:
+        weight: [N, H] weight of the edge that enters each node, dimensionless; not read at the
+            first node of a chain.
+        B: [N, S] input projection of every node, shared by the heads.
+        C: [N, S] output projection of every node, shared by the heads.
+        V: [N, H, P] values per head.
+        plan: the chains of a batch and their direction; None for one chain 0 → 1 → … → N − 1.
+            A zero weight also ends a chain, but lets a NaN through.
+        chunk: most nodes of one chunk; None takes 64, or 32 where S · P < 2048.
+
+    Returns:
+        [N, H, P] mixed values.
+
+    Raises:
+        ValueError: shapes, plan or chunk do not fit.
+
+    Source: Dao & Gu, "Transformers are SSMs", arXiv:2405.21060, section 6; a chain is Chimera's
+    simplest graph, Lahoti et al., arXiv:2510.12111.
+    """
+    nodes = V.shape[0]
+    plan = ChainPlan((nodes,)) if plan is None else plan
+    if chunk is None:
+        chunk = 64 if B.shape[-1] * V.shape[-1] >= 2048 else 32
+    if weight.shape != V.shape[:2] or B.shape != C.shape or B.shape[0] != nodes:
+        raise ValueError(
+            f"With V of shape {list(V.shape)}, weight must be {list(V.shape[:2])} and B and C both "
+            f"[{nodes}, state], got {list(weight.shape)}, {list(B.shape)} and {list(C.shape)}."
+        )
+    if sum(plan.sizes) != nodes or chunk < 1:
+        raise ValueError(
+            f"The plan's chains hold {sum(plan.sizes)} nodes and chunks {chunk}, but V has {nodes} "
+            "nodes: build the plan from the batch's own ptr, and chunks of at least 1 node."
+        )
+    if not V.numel():
+        return torch.zeros_like(V)
+    layout = _lay_out(plan.sizes, plan.reverse, chunk, V.device)
+    return in_float32(lambda *t: _Chain.apply(*t, layout), weight, B, C, V)
+
+
+def bidirectional_chain(
+    weight_forward: Float[Tensor, "N H"],
+    weight_backward: Float[Tensor, "N H"],
+    B: Float[Tensor, "N S"] | tuple[Float[Tensor, "N S"], Float[Tensor, "N S"]],
+    C: Float[Tensor, "N S"] | tuple[Float[Tensor, "N S"], Float[Tensor, "N S"]],
+    V: Float[Tensor, "N H P"] | tuple[Float[Tensor, "N H P"], Float[Tensor, "N H P"]],
+    *,
+    plan: "ChainPlan | None" = None,
+    chunk: int | None = None,
+) -> Float[Tensor, "N H P"]:
+    """Sum of a forward and a backward chain: an undirected line as language models read it.
+
+    A node's own value enters once per direction.
+
+    Args:
+        weight_forward: [N, H] weight of the edge i − 1 → i, at node i.
+        weight_backward: [N, H] weight of the edge i + 1 → i, at node i.
+        B, C, V: as in `chain_resolvent`; a pair gives each direction its own (forward, backward).
+        plan: the chains of a batch, in either direction; None for one chain.
+        chunk: as in `chain_resolvent`.
+
+    Returns:
+        [N, H, P] mixed values.
+
+    Raises:
+        ValueError: as `chain_resolvent`.
+
+    Source: Lahoti et al., arXiv:2510.12111, language experiments.
+    """
+    (B, B_back), (C, C_back), (V, V_back) = (
+        pair if isinstance(pair, tuple) else (pair, pair) for pair in (B, C, V)
+    )
+    plan = ChainPlan((V.shape[0],)) if plan is None else plan
+    there, back = (replace(plan, reverse=reverse) for reverse in (False, True))
+    return chain_resolvent(weight_forward, B, C, V, plan=there, chunk=chunk) + chain_resolvent(
+        weight_backward, B_back, C_back, V_back, plan=back, chunk=chunk
+    )
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """The chains of a batch: one per graph, over its nodes in order.
+
+    Attributes:
+        sizes: nodes of each chain.
+        reverse: edges run i + 1 → i instead of i → i + 1.
+    """
+
+    sizes: tuple[int, ...]
+    reverse: bool = False
+
+    @classmethod
+    def of(cls, ptr: Int[Tensor, " G1"], *, reverse: bool = False) -> "ChainPlan":
+        """The plan of a batch whose graph g holds the nodes ptr[g] … ptr[g + 1] − 1.
+
+        Raises:
+            ValueError: `ptr` does not rise from 0.
+        """
+        ptr = ptr.tolist()
+        if not ptr or ptr[0] != 0 or ptr != sorted(ptr):
+            raise ValueError(f"ptr must rise from 0, got {ptr}: pass the batch's own ptr.")
+        return cls(tuple(last - first for first, last in itertools.pairwise(ptr)), reverse)
+
+    def weights(
+        self, edge_index: Int[Tensor, "2 E"], edge_weight: Float[Tensor, "E H"]
+    ) -> Float[Tensor, "N H"]:
+        """Weight of the edge that enters each node, from edges in any order; 0 where none does.
+
+        Repeated edges add up, as in `kernels.resolvent`.
+
+        Raises:
+            ValueError: an edge does not join neighbours of one chain in the plan's direction.
+        """
+        nodes = sum(self.sizes)
+        ends = torch.tensor(self.sizes, device=edge_index.device).cumsum(0)
+        source, target = edge_index
+        chain = torch.bucketize(edge_index, ends, right=True)
+        stray = (target - source != (-1 if self.reverse else 1)) | (chain[0] != chain[1])
+        stray |= ((edge_index < 0) | (edge_index >= nodes)).any(0)
+        if stray.any():
+            i, j = edge_index[:, stray.nonzero()[0, 0]].tolist()
+            raise ValueError(
+                f"Edge {i} → {j} is no edge of a {'reversed ' if self.reverse else ''}chain of "
+                f"this plan: give {'(i + 1, i)' if self.reverse else '(i, i + 1)'} within one "
+                "graph, or resolve without this plan."
+            )
+        none = edge_weight.new_zeros(nodes, edge_weight.shape[1])
+        return none.index_add(0, target, edge_weight)
+
+    def resolvent(
+        self,
+        edge_index: Int[Tensor, "2 E"],
+        edge_weight: Float[Tensor, "E H"],
+        B: Float[Tensor, "N S"],
+        C: Float[Tensor, "N S"],
+        V: Float[Tensor, "N H P"],
+    ) -> Float[Tensor, "N H P"]:
+        """`kernels.resolvent` on this plan's chains; errors as `weights` and `chain_resolvent`."""
+        return chain_resolvent(self.weights(edge_index, edge_weight), B, C, V, plan=self)
+
+
+def chain_matrix(weight: Float[Tensor, "*batch Q"]) -> Float[Tensor, "*batch Q Q"]:
+    """L = (I − A)⁻¹ of chains of Q nodes: L[i, j] = w[j + 1] ⋯ w[i] for j ≤ i; w[0] is not read.
+
+    Row i is w[i] times row i − 1. Blocks of about √Q rows take all their rows' first steps at once,
+    then each block continues the last row of the one before: 2√Q steps instead of Q.
+    """
+    Q = weight.shape[-1]
+    block = max(d for d in range(1, math.isqrt(Q) + 1) if Q % d == 0)
+    L = weight.new_zeros(*weight.shape, Q)
+    L.diagonal(dim1=-2, dim2=-1).fill_(1)
+    own = L.unflatten(-1, (-1, block)).unflatten(-3, (-1, block))
+    own = own.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # blocks on the diagonal [.., Q/b, b, b]
+    w = weight.unflatten(-1, (-1, block)).unsqueeze(-1)
+    for i in range(1, block):
+        torch.mul(w[..., i, :], own[..., i - 1, :i], out=own[..., i, :i])
+    entering = (w[..., 0, :] * own[..., 0]).unsqueeze(-1)
+    for k in range(1, Q // block):
+        first = k * block
+        before, rows = L[..., first - 1 : first, :first], L[..., first : first + block, :first]
+        torch.mul(entering[..., k, :, :], before, out=rows)
+    return L
+
+
+def chain_matrix_adjoint(
+    L: Float[Tensor, "m Q Q"], dL: Float[Tensor, "m Q Q"]
+) -> Float[Tensor, "m Q"]:
+    """Gradient of `chain_matrix`'s weights: dA = Lᵀ dL Lᵀ on the edges (i − 1, i)."""
+    T = torch.bmm(L.mT, dL)
+    d_weight = T.new_zeros(T.shape[:-1])
+    d_weight[:, 1:] = T[:, 1:].mul_(L[:, :-1]).sum(-1)
+    return d_weight
+
+
+def in_float32(operator: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Apply an operator in at least float32, outside autocast; the last input gives the dtype."""
+    V = inputs[-1]
+    dtype = torch.promote_types(V.dtype, torch.float32)
+    with torch.autocast(V.device.type, enabled=False):
+        return operator(*(x.to(dtype) for x in inputs)).to(V.dtype)
+
+
+def tiles(count: int, numbers_each: int, device: torch.device) -> list[slice]:
+    """Cut `count` items that need arrays of `numbers_each` into ranges worked on together."""
+    tile = CPU_TILE if device.type == "cpu" else GPU_TILE
+    step = max(1, tile // max(1, numbers_each))
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+class _Layout(NamedTuple):
+    """Where nodes stand once chains are cut into chunks.
+
+    Attributes:
+        Q: nodes per chunk.
+        chunks: c.
+        slot: [N] place of every node among the c · Q; None where nodes already stand so.
+        first: [·] the first chunk of every chain.
+        steps: (chunks, the ones before them) by place in the chain, from the third on: the order in
+            which states are passed. Slices, so that runs of chains of equal length go together.
+    """
+
+    Q: int
+    chunks: int
+    slot: Tensor | None
+    first: Tensor
+    steps: list[tuple[slice, slice]]
+
+
+@functools.lru_cache(maxsize=256)
+def _lay_out(sizes: tuple[int, ...], reverse: bool, chunk: int, device: torch.device) -> _Layout:
+    longest = max(sizes)
+    Q = math.ceil(longest / math.ceil(longest / chunk))
+    counts = [math.ceil(size / Q) for size in sizes]
+    steps = []
+    begin = 0
+    for count, run in itertools.groupby(counts):
+        end = begin + count * len(list(run))
+        for place in range(2, count):
+            here, before = (slice(begin + p, end - place + p, count) for p in (place, place - 1))
+            steps.append((here, before))
+        begin = end
+    size, count = torch.tensor(sizes), torch.tensor(counts)
+    first = count.cumsum(0) - count
+    slot = None
+    if reverse or any(n % Q for n in sizes):
+        node = torch.arange(sum(sizes))
+        start = torch.repeat_interleave(size.cumsum(0) - size, size)
+        last = start + torch.repeat_interleave(size, size) - 1
+        slot = torch.repeat_interleave(first * Q, size) + (last - node if reverse else node - start)
+        slot = slot.to(device)
+    return _Layout(Q, begin, slot, first[count > 0].to(device), steps)
+
+
+def _chunked(x: Tensor, layout: _Layout) -> Tensor:
+    """[N, …] → [c, Q, …], zeros where a chunk is not full."""
+    if layout.slot is not None:
+        x = x.new_zeros(layout.chunks * layout.Q, *x.shape[1:]).index_copy_(0, layout.slot, x)
+    return x.unflatten(0, (layout.chunks, layout.Q))
+
+
+def _unchunked(x: Tensor, layout: _Layout) -> Tensor:
+    """[c, Q, …] → [N, …]."""
+    x = x.flatten(0, 1)
+    return x if layout.slot is None else x.index_select(0, layout.slot)
+
+
+class _Chain(torch.autograd.Function):
+    """Y from weight, B, C and V, tile by tile, keeping the states that enter the chunks.
+
+    With L the chunk's matrix, `prefix` the weights' product from the chunk's first node to i and
+    `suffix` that from i + 1 to its last: Y = (L ⊙ C Bᵀ) V + prefix · C E for the entering state E,
+    and the leaving state is E · prefix[last] + Bᵀ (suffix · V).
+    """
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, B: Tensor, C: Tensor, V: Tensor, layout: _Layout) -> Tensor:
+        w_cQH, B, C, V = (_chunked(x, layout) for x in (weight, B, C, V))
+        w_cQH = w_cQH.clone()
+        w_cQH[layout.first, 0] = 0
+        prefix, suffix = _decays(w_cQH)
+        E_cSHP = _pass_states(B, suffix, V, prefix, layout)
+        w_cHQ = w_cQH.mT.contiguous()
+        Y = torch.empty_like(V)
+        for t in _chunk_tiles(B, V):
+            M_tHQQ = chain_matrix(w_cHQ[t]).mul_((C[t] @ B[t].mT).unsqueeze(1))
+            own = torch.bmm(M_tHQQ.flatten(0, 1), _by_head(V[t]))
+            own = own.view(-1, *V[t].transpose(1, 2).shape[1:]).transpose(1, 2)
+            entering = torch.bmm(C[t], E_cSHP[t].flatten(2)).view(own.shape)
+            torch.addcmul(own, entering, prefix[t].unsqueeze(-1), out=Y[t])
+        ctx.save_for_backward(w_cQH, B, C, V, E_cSHP)
+        ctx.layout = layout
+        return _unchunked(Y, layout)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:
+        w_cQH, B, C, V, E_cSHP = ctx.saved_tensors
+        dY = _chunked(dY, ctx.layout)
+        prefix, suffix = _decays(w_cQH)
+        F_cSHP = _pass_state_gradients(C, prefix, dY, ctx.layout)
+        w_cHQ = w_cQH.mT.contiguous()
+        dw, dB, dC, dV = (torch.empty_like(x) for x in (w_cQH, B, C, V))
+        for t in _chunk_tiles(B, V):
+            tile = (w_cHQ[t], B[t], C[t], V[t], dY[t], E_cSHP[t], F_cSHP[t])
+            dw[t], dB[t], dC[t], dV[t] = _tile_gradients(*tile, prefix[t], suffix[t])
+        dw[ctx.layout.first, 0] = 0
+        return *(_unchunked(x, ctx.layout) for x in (dw, dB, dC, dV)), None
+
+
+def _decays(w_cQH: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of the weights up to each node and after it, within its chunk [c, Q, H]."""
+    suffix = torch.ones_like(w_cQH)
+    suffix[:, :-1] = w_cQH[:, 1:].flip(1).cumprod(1).flip(1)
+    return w_cQH.cumprod(1), suffix
+
+
+def _chunk_tiles(B: Tensor, V: Tensor) -> list[slice]:
+    c, Q, H, P = V.shape
+    return tiles(c, H * max(Q, B.shape[-1]) * max(Q, P), V.device)
+
+
+def _by_head(x_tQHP: Tensor) -> Tensor:
+    """[t, Q, H, P] → [t · H, Q, P], contiguous."""
+    return x_tQHP.transpose(1, 2).contiguous().flatten(0, 1)
+
+
+def _pass_states(B: Tensor, suffix: Tensor, V: Tensor, prefix: Tensor, layout: _Layout) -> Tensor:
+    """E [c, S, H, P]: the state that enters each chunk."""
+    c, _, H, P = V.shape
+    # A chunk's own contribution is written where the next chunk's entering state is wanted.
+    E = V.new_empty(c + 1, B.shape[-1], H, P)
+    for t in _chunk_tiles(B, V):
+        decayed = (V[t] * suffix[t].unsqueeze(-1)).flatten(2)
+        torch.bmm(B[t].mT, decayed, out=E[t.start + 1 : t.stop + 1].flatten(2))
+    E[layout.first] = 0
+    decay = prefix[:, -1, None, :, None]
+    for here, before in layout.steps:
+        E[here].addcmul_(decay[before], E[before])
+    return E[:-1]
+
+
+def _pass_state_gradients(C: Tensor, prefix: Tensor, dY: Tensor, layout: _Layout) -> Tensor:
+    """F [c, S, H, P]: the gradient of the state that leaves each chunk."""
+    c, _, H, P = dY.shape
+    F = dY.new_empty(c + 1, C.shape[-1], H, P)
+    for t in _chunk_tiles(C, dY):
+        decayed = (dY[t] * prefix[t].unsqueeze(-1)).flatten(2)
+        torch.bmm(C[t].mT, decayed, out=F[t].flatten(2))
+    decay = prefix[:, -1, None, :, None]
+    for here, before in reversed(layout.steps):
+        F[before].addcmul_(decay[before], F[here])
+    # What enters a chain's first chunk, or leaves its last, is nothing.
+    F[layout.first] = 0
+    F[-1] = 0
+    return F[1:]
+
+
+def _tile_gradients(
+    w_tHQ: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    dY: Tensor,
+    E_tSHP: Tensor,
+    F_tSHP: Tensor,
+    prefix: Tensor,
+    suffix: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dweight [t, Q, H], dB, dC and dV of t chunks."""
+    t, Q, H, P = V.shape
+    E, F = E_tSHP.flatten(2), F_tSHP.flatten(2)
+    K_t1QQ = torch.bmm(C, B.mT).unsqueeze(1)
+    L_tHQQ = chain_matrix(w_tHQ)
+    dY_head = _by_head(dY)
+
+    scratch = L_tHQQ * K_t1QQ
+    dV = torch.bmm(scratch.flatten(0, 1).mT, dY_head).view(t, H, Q, P).transpose(1, 2)
+    to_state = torch.bmm(B, F).view(t, Q, H, P)
+    dV = torch.addcmul(dV, to_state, suffix.unsqueeze(-1))
+    d_suffix = to_state.mul_(V).sum(-1)
+    d_prefix = torch.bmm(C, E).view(t, Q, H, P).mul_(dY).sum(-1)
+    d_prefix[:, -1] += (E * F).sum(1).view(t, H, P).sum(-1)
+    dC = torch.bmm((dY * prefix.unsqueeze(-1)).flatten(2), E.mT)
+    dB = torch.bmm((V * suffix.unsqueeze(-1)).flatten(2), F.mT)
+
+    dM_tHQQ = torch.bmm(dY_head, _by_head(V).mT).view(t, H, Q, Q)
+    dK_tQQ = torch.mul(dM_tHQQ, L_tHQQ, out=scratch).sum(1)
+    dC.baddbmm_(dK_tQQ, B)
+    dB.baddbmm_(dK_tQQ.mT, C)
+    dL_tHQQ = dM_tHQQ.mul_(K_t1QQ)
+    # suffix is the last row of L, prefix the first column times the first weight.
+    dL_tHQQ[:, :, -1] += d_suffix.mT
+    dL_tHQQ[..., 0] += d_prefix.mT * w_tHQ[..., :1]
+    dw_tHQ = chain_matrix_adjoint(L_tHQQ.flatten(0, 1), dL_tHQQ.flatten(0, 1)).view(t, H, Q)
+    dw_tHQ[..., 0] = (d_prefix.mT * L_tHQQ[..., 0]).sum(-1)
+    return dw_tHQ.mT, dB, dC, dV
