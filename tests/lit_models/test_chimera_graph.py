@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
+from kernels import resolvent
 from lit_models.chimera_graph import (
     ChimeraLayer,
     Deltas,
@@ -130,3 +131,28 @@ GOLDEN = [[1.111, 0.76922, 0.94237, -0.38167], [0.84734, 0.5437, 0.10691, -0.231
 def test_width_must_divide_among_heads():
     with pytest.raises(ValueError, match="multiple of heads"):
         make_model(width=16, heads=3)
+
+
+def losses_of_training(model: LitChimeraGraph, batch: Batch) -> torch.Tensor:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        losses.append(model.task.loss(model(batch), batch))
+        losses[-1].backward()
+        optimizer.step()
+    return torch.stack(losses).detach()
+
+
+def test_training_goes_as_with_the_textbook_resolvent(monkeypatch):
+    batch = batch_of_all()
+    torch.manual_seed(0)
+    fast = losses_of_training(make_model(), batch)
+    monkeypatch.setattr(
+        "lit_models.chimera_graph.resolvent",
+        lambda *args, plan, **options: resolvent(*args, backend="reference", **options),
+    )
+    torch.manual_seed(0)
+    textbook = losses_of_training(make_model(), batch)
+    torch.testing.assert_close(fast, textbook, rtol=1e-4, atol=0)
+    assert fast[-1] < 0.9 * fast[0]
