@@ -99,6 +99,7 @@ def prepare_process() -> None:
         ".*sync_dist.*",
         ".*smaller than the logging interval.*",
         ".*single device to ensure each.*",
+        ".*Sparse CSR tensor support is in beta.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels.resolvent.chain import ChainPlan, bidirectional_chain
 from kernels.resolvent.cost import faster_form
 from kernels.resolvent.elimination import Elimination, eliminate
+from kernels.resolvent.grid import GridPlan, four_dags
 from kernels.resolvent.neumann import neumann_error, neumann_form
 from kernels.resolvent.plan import Plan, make_plan
 from kernels.resolvent.ragged import Ragged
@@ -19,10 +21,14 @@ from kernels.resolvent.transform import AddElimination, plan_of
 
 __all__ = [
     "AddElimination",
+    "ChainPlan",
     "Elimination",
+    "GridPlan",
     "Plan",
+    "bidirectional_chain",
     "check_terms",
     "eliminate",
+    "four_dags",
     "make_plan",
     "neumann_error",
     "plan_of",
@@ -47,7 +53,7 @@ def resolvent(
     V: Float[Tensor, "N H P"],
     *,
     ptr: Int[Tensor, " G1"] | None = None,
-    plan: Plan | None = None,
+    plan: Plan | ChainPlan | GridPlan | None = None,
     mode: Mode = "exact",
     terms: int | None = None,
     form: Form = "auto",
@@ -70,7 +76,8 @@ def resolvent(
         V: [N, H, P] values per head.
         ptr: [G + 1] first node of each graph of a batch as torch-geometric lays it out, and N;
             None for one graph. No edge may join two graphs.
-        plan: of these graphs by `make_plan`, so that calls share it; None makes one.
+        plan: of these graphs by `make_plan`, so that calls share it; a `ChainPlan` or `GridPlan`
+            where all graphs are chains, or the DAGs of grids, which is faster; None makes one.
         mode: `exact` solves the system by a sparse LU; `dag` does so in one sweep, for graphs
             without cycles; `neumann` sums the first `terms` powers A⁰ … A^(terms−1) by doubling,
             the relaxation of the paper (accurate only if A^terms is small, see `neumann_error`).
@@ -94,7 +101,7 @@ def resolvent(
 
     Source: Lahoti et al., "Chimera: State Space Models Beyond Sequences", arXiv:2510.12111.
     """
-    if plan is not None and ptr is None:
+    if isinstance(plan, Plan) and ptr is None:
         ptr = plan.ptr
     ptr = _batch_boundaries(ptr, V)
     _check(edge_index, edge_weight, B, C, V, ptr)
@@ -108,6 +115,9 @@ def resolvent(
         if mode == "neumann":
             _log_choice("torch", mode, V.device.type)
             return neumann_form(*inputs, batch=Ragged(ptr, V.shape[0]), terms=terms).to(V.dtype)
+        if isinstance(plan, ChainPlan | GridPlan):
+            _log_choice("torch", type(plan).__name__, V.device.type)
+            return plan.resolvent(*inputs).to(V.dtype)
         if plan is None:
             order = "topological" if mode == "dag" else "min_degree"
             plan = make_plan(edge_index, V.shape[0], ptr, order=order)

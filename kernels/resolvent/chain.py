@@ -8,7 +8,7 @@ from one chain to another, not even 0 · NaN.
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Numbers per temporary array: large enough to feed the cores, small enough to stay near them.
-CPU_TILE, GPU_TILE = 2**20, 2**27
+CPU_TILE, GPU_TILE = 2**19, 2**27
 
 
 def chain_resolvent(
@@ -226,47 +226,41 @@ def tiles(count: int, numbers_each: int, device: torch.device) -> list[slice]:
 
 
 class _Layout(NamedTuple):
-    """Where nodes stand once chains are cut into chunks.
+    """Where nodes stand once chains are cut into chunks, chains of equally many chunks together.
 
     Attributes:
         Q: nodes per chunk.
         chunks: c.
         slot: [N] place of every node among the c · Q; None where nodes already stand so.
-        first: [·] the first chunk of every chain.
-        steps: (chunks, the ones before them) by place in the chain, from the third on: the order in
-            which states are passed. Slices, so that runs of chains of equal length go together.
+        runs: (first chunk, chains, chunks of each) of every run of equally long chains.
     """
 
     Q: int
     chunks: int
     slot: Tensor | None
-    first: Tensor
-    steps: list[tuple[slice, slice]]
+    runs: list[tuple[int, int, int]]
 
 
 @functools.lru_cache(maxsize=256)
 def _lay_out(sizes: tuple[int, ...], reverse: bool, chunk: int, device: torch.device) -> _Layout:
     longest = max(sizes)
     Q = math.ceil(longest / math.ceil(longest / chunk))
-    counts = [math.ceil(size / Q) for size in sizes]
-    steps = []
-    begin = 0
-    for count, run in itertools.groupby(counts):
-        end = begin + count * len(list(run))
-        for place in range(2, count):
-            here, before = (slice(begin + p, end - place + p, count) for p in (place, place - 1))
-            steps.append((here, before))
-        begin = end
-    size, count = torch.tensor(sizes), torch.tensor(counts)
-    first = count.cumsum(0) - count
-    slot = None
-    if reverse or any(n % Q for n in sizes):
-        node = torch.arange(sum(sizes))
-        start = torch.repeat_interleave(size.cumsum(0) - size, size)
-        last = start + torch.repeat_interleave(size, size) - 1
-        slot = torch.repeat_interleave(first * Q, size) + (last - node if reverse else node - start)
-        slot = slot.to(device)
-    return _Layout(Q, begin, slot, first[count > 0].to(device), steps)
+    size = torch.tensor(sizes)
+    count, order = (size / Q).ceil().long().sort(stable=True)
+    first = torch.empty_like(size)
+    first[order] = count.cumsum(0) - count
+    start = size.cumsum(0) - size
+    place = torch.arange(sum(sizes)) - start.repeat_interleave(size)
+    if reverse:
+        place = size.repeat_interleave(size) - 1 - place
+    slot = (first * Q).repeat_interleave(size) + place
+    runs, begin = [], 0
+    counts, chains_each = count[count > 0].unique(return_counts=True)
+    for n, chains in zip(counts.tolist(), chains_each.tolist(), strict=True):
+        runs.append((begin, chains, n))
+        begin += chains * n
+    as_it_is = begin * Q == len(slot) and bool((slot.diff() == 1).all())
+    return _Layout(Q, begin, None if as_it_is else slot.to(device), runs)
 
 
 def _chunked(x: Tensor, layout: _Layout) -> Tensor:
@@ -294,7 +288,7 @@ class _Chain(torch.autograd.Function):
     def forward(ctx, weight: Tensor, B: Tensor, C: Tensor, V: Tensor, layout: _Layout) -> Tensor:
         w_cQH, B, C, V = (_chunked(x, layout) for x in (weight, B, C, V))
         w_cQH = w_cQH.clone()
-        w_cQH[layout.first, 0] = 0
+        _no_entry(w_cQH[:, 0], layout)
         prefix, suffix = _decays(w_cQH)
         E_cSHP = _pass_states(B, suffix, V, prefix, layout)
         w_cHQ = w_cQH.mT.contiguous()
@@ -320,8 +314,8 @@ class _Chain(torch.autograd.Function):
         dw, dB, dC, dV = (torch.empty_like(x) for x in (w_cQH, B, C, V))
         for t in _chunk_tiles(B, V):
             tile = (w_cHQ[t], B[t], C[t], V[t], dY[t], E_cSHP[t], F_cSHP[t])
-            dw[t], dB[t], dC[t], dV[t] = _tile_gradients(*tile, prefix[t], suffix[t])
-        dw[ctx.layout.first, 0] = 0
+            dw[t], dB[t], dC[t] = _tile_gradients(*tile, prefix[t], suffix[t], out=dV[t])
+        _no_entry(dw[:, 0], ctx.layout)
         return *(_unchunked(x, ctx.layout) for x in (dw, dB, dC, dV)), None
 
 
@@ -350,11 +344,18 @@ def _pass_states(B: Tensor, suffix: Tensor, V: Tensor, prefix: Tensor, layout: _
     for t in _chunk_tiles(B, V):
         decayed = (V[t] * suffix[t].unsqueeze(-1)).flatten(2)
         torch.bmm(B[t].mT, decayed, out=E[t.start + 1 : t.stop + 1].flatten(2))
-    E[layout.first] = 0
-    decay = prefix[:, -1, None, :, None]
-    for here, before in layout.steps:
-        E[here].addcmul_(decay[before], E[before])
-    return E[:-1]
+    E = E[:-1]
+    _no_entry(E, layout)
+    for decay, state in _by_chain(prefix, E, layout):
+        n = state.shape[1]
+        block = math.isqrt(n - 1) + 1
+        for i in range(1, block):
+            here, before = state[:, i::block], slice(i - 1, n - 1, block)
+            here.addcmul_(decay[:, before], state[:, before])
+        for i in range(block, n, block):
+            through = decay[:, i - 1 : min(i + block, n) - 1].cumprod(1)
+            state[:, i : i + block].addcmul_(through, state[:, i - 1 : i])
+    return E
 
 
 def _pass_state_gradients(C: Tensor, prefix: Tensor, dY: Tensor, layout: _Layout) -> Tensor:
@@ -364,13 +365,37 @@ def _pass_state_gradients(C: Tensor, prefix: Tensor, dY: Tensor, layout: _Layout
     for t in _chunk_tiles(C, dY):
         decayed = (dY[t] * prefix[t].unsqueeze(-1)).flatten(2)
         torch.bmm(C[t].mT, decayed, out=F[t].flatten(2))
-    decay = prefix[:, -1, None, :, None]
-    for here, before in reversed(layout.steps):
-        F[before].addcmul_(decay[before], F[here])
-    # What enters a chain's first chunk, or leaves its last, is nothing.
-    F[layout.first] = 0
     F[-1] = 0
+    for decay, state in _by_chain(prefix, F[:-1], layout):
+        n = state.shape[1]
+        block = math.isqrt(n - 1) + 1
+        for i in range(block - 1, 0, -1):
+            after, here = state[:, i::block], slice(i - 1, n - 1, block)
+            state[:, here].addcmul_(decay[:, here], after)
+        for i in range((n - 1) // block * block, 0, -block):
+            through = decay[:, i - block : i].flip(1).cumprod(1).flip(1)
+            state[:, i - block : i].addcmul_(through, state[:, i : i + 1])
+    # What a chain's first chunk would hand on to a chunk before it goes nowhere.
+    _no_entry(F[:-1], layout)
     return F[1:]
+
+
+def _by_chain(prefix: Tensor, x: Tensor, layout: _Layout) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views (decay [k, n, 1, H, 1] through each chunk, x [k, n, S, H, P]) of k chains of n chunks.
+
+    Passing a state on is a recurrence over n. In two levels it takes 2√n steps instead of n, each
+    on more numbers: first within blocks of √n chunks, all blocks at once, then block after block.
+    """
+    decay = prefix[:, -1, None, :, None]
+    for begin, chains, n in layout.runs:
+        run = slice(begin, begin + chains * n)
+        yield tuple(y[run].unflatten(0, (chains, n)) for y in (decay, x))
+
+
+def _no_entry(x: Tensor, layout: _Layout) -> None:
+    """Zero what would enter the first chunk of every chain."""
+    for begin, chains, n in layout.runs:
+        x[begin : begin + chains * n : n] = 0
 
 
 def _tile_gradients(
@@ -383,8 +408,10 @@ def _tile_gradients(
     F_tSHP: Tensor,
     prefix: Tensor,
     suffix: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dweight [t, Q, H], dB, dC and dV of t chunks."""
+    *,
+    out: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dweight [t, Q, H], dB and dC of t chunks; dV goes to `out`."""
     t, Q, H, P = V.shape
     E, F = E_tSHP.flatten(2), F_tSHP.flatten(2)
     K_t1QQ = torch.bmm(C, B.mT).unsqueeze(1)
@@ -392,9 +419,9 @@ def _tile_gradients(
     dY_head = _by_head(dY)
 
     scratch = L_tHQQ * K_t1QQ
-    dV = torch.bmm(scratch.flatten(0, 1).mT, dY_head).view(t, H, Q, P).transpose(1, 2)
+    dV_own = torch.bmm(scratch.flatten(0, 1).mT, dY_head).view(t, H, Q, P).transpose(1, 2)
     to_state = torch.bmm(B, F).view(t, Q, H, P)
-    dV = torch.addcmul(dV, to_state, suffix.unsqueeze(-1))
+    torch.addcmul(dV_own, to_state, suffix.unsqueeze(-1), out=out)
     d_suffix = to_state.mul_(V).sum(-1)
     d_prefix = torch.bmm(C, E).view(t, Q, H, P).mul_(dY).sum(-1)
     d_prefix[:, -1] += (E * F).sum(1).view(t, H, P).sum(-1)
@@ -411,4 +438,4 @@ def _tile_gradients(
     dL_tHQQ[..., 0] += d_prefix.mT * w_tHQ[..., :1]
     dw_tHQ = chain_matrix_adjoint(L_tHQQ.flatten(0, 1), dL_tHQQ.flatten(0, 1)).view(t, H, Q)
     dw_tHQ[..., 0] = (d_prefix.mT * L_tHQQ[..., 0]).sum(-1)
-    return dw_tHQ.mT, dB, dC, dV
+    return dw_tHQ.mT, dB, dC
