@@ -16,6 +16,8 @@ from kernels.resolvent.spec import RESOLVENT
 from tests.benchmarks.timing import compare
 from train import CONFIGS
 
+pytestmark = pytest.mark.timeout(1800)
+
 BATCHES = 4
 FORMS = ("row", "state")
 SIZES = {"like sizes": 0.1, "any sizes": 10.0}  # and the jitter that makes such batches
