@@ -11,6 +11,7 @@ import yaml
 
 import runs
 from lit_models.callbacks.checkpoint import AtomicCheckpointIO
+from tests import loopback
 from tests.running import (
     call_runs,
     report_of,
@@ -170,6 +171,7 @@ def test_tensorboard_shows_curves_labels_steps_and_pictures(finished):
     assert any(tag.startswith("val_ap_per_label/") for tag in tags["scalars"])
 
 
+@loopback.needed
 def test_two_processes_train_one_model(tmp_path):
     process = train_outside(
         tmp_path,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.multiprocessing import start_processes
 
 from lit_models.metrics import AveragePrecision, MacroF1, MeanAbsoluteError, MeanReciprocalRank
+from tests import loopback
 
 Graph = tuple[Tensor, Tensor, Tensor]
 
@@ -222,6 +223,7 @@ def check_process(rank: int, store: str) -> None:
     torch.testing.assert_close(one_idles, expected, equal_nan=True)
 
 
+@loopback.needed
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     # Forked, as importing torch twice more would take most of the test's time.
     start_processes(check_process, (str(tmp_path / "store"),), nprocs=2, start_method="fork")
