@@ -71,7 +71,12 @@ FAULTS = [
         "torch.searchsorted(lower_round[left], cuts)",
         "torch.searchsorted(lower_round[left], cuts + 1)",
     ),
-    in_resolvent("slots shared", "ragged.py", "self.longest + self.place", "self.longest"),
+    in_resolvent(
+        "rows shared", "ragged.py", "nth * stack.nodes) + self.place", "nth * stack.nodes)"
+    ),
+    in_resolvent(
+        "slots of another stack", "ragged.py", "_: stack.slots.start", "nth: nth"
+    ),
     in_resolvent("fill-in forgotten", "elimination.py", "fill.append(new)", "fill.append(new[:0])"),
     in_resolvent(
         "neighbours in one round", "elimination.py", "winner = candidate & ~beaten",

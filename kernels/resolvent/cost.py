@@ -39,20 +39,16 @@ def faster_form(plan: Plan, state: int, heads: int, head_dim: int, device: str) 
 
 def amounts(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> dict[str, int]:
     """What a forward and a backward pass take: launches, bytes moved, FLOP of matrix products."""
-    rows, columns, solves = plan.num_nodes, state * head_dim, 3
-    dense_bytes, flop = 4 * 6 * rows * columns, 0
-    if form == "row":
-        rows, columns, solves = plan.slots, plan.longest, 2
-        dense_bytes = 4 * 8 * rows * columns
-        flop = 2 * rows * columns * 3 * (state + heads * head_dim)
+    by_row = form == "row"
+    solves = 2 if by_row else 3
+    numbers = plan.numbers if by_row else plan.num_nodes * state * head_dim
     # A level reads every term of its sums and writes every sum twice; edges meet two rows each.
-    touched = 2 * plan.num_entries + 3 * plan.num_nodes
-    sweep_bytes = 4 * columns * (solves * touched + 2 * len(plan.edge_value))
+    touched = solves * (2 * plan.num_entries + 3 * plan.num_nodes) + 2 * len(plan.edge_value)
     return {
-        "launches": heads * (2 * solves * plan.levels + 40),
-        "sweep_bytes": heads * sweep_bytes,
-        "dense_bytes": heads * dense_bytes,
-        "flop": flop,
+        "launches": heads * (2 * solves * plan.levels(padded=by_row) + 40),
+        "sweep_bytes": heads * 4 * numbers * touched // max(1, plan.num_nodes),
+        "dense_bytes": heads * 4 * (8 if by_row else 6) * numbers,
+        "flop": 6 * numbers * (state + heads * head_dim) if by_row else 0,
     }
 
 

@@ -1,7 +1,7 @@
 """Sparse LU of I − A for all graphs and heads at once, and solves with it.
 
-Shapes: H heads, R rows a head (nodes, or slots of padded graphs), W columns. Values are laid out by
-a `Plan`: [Z + N, H]. I − A = L D U with unit triangles; kept are L, U and D⁻¹.
+Shapes: H heads, N nodes, W columns, G graphs of n nodes in a stack. Values are laid out by a
+`Plan`: [Z + N, H]. I − A = L D U with unit triangles; kept are L, U and D⁻¹.
 """
 
 import logging
@@ -33,27 +33,41 @@ class LU:
     def __init__(self, plan: Plan, weight_EH: Tensor, refine: int):
         self.plan, self.refine = plan, refine
         values = _assemble(plan, weight_EH)
-        self.matrix = values.clone() if refine else None  # to know what the solves leave over
+        self._matrix = _for_sweeps(values) if refine else None
         if not refine and values.device.type == "cpu":
             _require_stability(plan, values)
-        self.values = _factorise(plan, values)
+        values = _factorise(plan, values)
+        values[: plan.num_entries].neg_()  # a sweep adds, a solve subtracts
+        self._factors = _for_sweeps(values)
 
     def solve_(
-        self, head: int, X: Float[Tensor, "R W"], transposed: bool, padded: bool
-    ) -> Float[Tensor, "R W"]:
-        """(I − A)⁻¹ X or (I − A)⁻ᵀ X of one head in the place of X.
+        self,
+        X: Float[Tensor, "R W"],
+        transposed: bool,
+        head: int | None = None,
+        stack: int | None = None,
+    ) -> None:
+        """(I − A)⁻¹ X or (I − A)⁻ᵀ X in the place of X.
+
+        Args:
+            X: right side, a row per node, or per row of one stack of padded graphs.
+            transposed: solve with (I − A)ᵀ.
+            head: whose A; None for all heads, with the rows of one after those of the other.
+            stack: which one; None for all nodes.
 
         Raises:
             ValueError: after refinement the residual is above `RESIDUAL_LIMIT` of the right side.
         """
         if not self.refine:
-            return self._solve_(head, X, transposed, padded)
+            self._solve_(X, transposed, head, stack)
+            return
         right = X.clone()
-        self._solve_(head, X, transposed, padded)
+        self._solve_(X, transposed, head, stack)
         for _ in range(self.refine):
-            residual = self._residual(head, right, X, transposed, padded)
-            X += self._solve_(head, residual, transposed, padded)
-        worst = self._residual(head, right, X, transposed, padded).abs().amax()
+            correction = self._residual(right, X, transposed, head, stack)
+            self._solve_(correction, transposed, head, stack)
+            X += correction
+        worst = self._residual(right, X, transposed, head, stack).abs().amax()
         relative = float(worst / right.abs().amax().clamp(min=1e-30))
         log.info("resolvent: residual %.1e after %d steps of refinement", relative, self.refine)
         if not relative <= RESIDUAL_LIMIT:
@@ -61,21 +75,23 @@ class LU:
                 f"The residual is {relative:.1e} after {self.refine} steps of refinement: I − A is "
                 "singular or nearly so, scale the edge weights down."
             )
-        return X
 
-    def _solve_(self, head: int, X: Tensor, transposed: bool, padded: bool) -> Tensor:
-        first, second = ("upper", "lower") if transposed else ("lower", "upper")
-        for half in (first, second):
-            _sweep_(X, self.values[:, head], self.plan, self.plan.sweep(half, transposed, padded))
-        return X
+    def _solve_(self, X: Tensor, transposed: bool, head: int | None, stack: int | None) -> None:
+        for half in ("upper", "lower") if transposed else ("lower", "upper"):
+            sweep = self.plan.sweep(half, transposed, stack is not None, self._heads(head))
+            _sweep_(X, self._factors[head], sweep, stack or 0)
 
     def _residual(
-        self, head: int, right: Tensor, X: Tensor, transposed: bool, padded: bool
+        self, right: Tensor, X: Tensor, transposed: bool, head: int | None, stack: int | None
     ) -> Tensor:
         """right − (I − A) X."""
-        plan, values = self.plan, self.matrix[:, head].clone()
-        values[: plan.num_entries].neg_()  # a sweep subtracts, a product adds
-        return right - _sweep_(X.clone(), values, plan, plan.product(transposed, padded))
+        product = X.clone()
+        sweep = self.plan.product(transposed, stack is not None, self._heads(head))
+        _sweep_(product, self._matrix[head], sweep, stack or 0)
+        return right - product
+
+    def _heads(self, head: int | None) -> int:
+        return len(self._factors) if head is None else 1
 
 
 def _assemble(plan: Plan, weight_EH: Tensor) -> Tensor:
@@ -97,19 +113,22 @@ def _factorise(plan: Plan, values: Tensor) -> Tensor:
     return values
 
 
+def _for_sweeps(values: Tensor) -> Tensor:
+    """[heads, values and a 1], as sweeps take their weights."""
+    return torch.cat([values, values.new_ones(1, values.shape[1])]).T.contiguous()
+
+
+def _sweep_(X: Tensor, values: Tensor, sweep: Sweep, stack: int) -> None:
+    """Every level's rows become weighted sums of rows that are done, in place."""
+    weights = values.flatten().index_select(0, sweep.take)
+    for terms, index, offset, rows in sweep.levels[stack]:
+        sums = torch.embedding_bag(X, index, offset, False, 0, False, weights[terms], True)[0]
+        X.index_copy_(0, rows, sums)
+
+
 def _add_rows_(X: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """X[index] += rows; on a CPU many times faster than index_add_ where rows are short."""
     return X.scatter_add_(0, index[:, None].expand_as(rows), rows)
-
-
-def _sweep_(X: Tensor, values: Tensor, plan: Plan, sweep: Sweep) -> Tensor:
-    """Every level's rows become weighted sums of rows that are done, in place."""
-    off, diagonal = values.tensor_split([plan.num_entries])
-    weights = torch.cat([off.neg(), diagonal, values.new_ones(1)]).index_select(0, sweep.take)
-    for terms, index, offset, rows in sweep.levels:
-        sums = torch.embedding_bag(X, index, offset, False, 0, False, weights[terms], True)[0]
-        X.index_copy_(0, rows, sums)
-    return X
 
 
 def _require_stability(plan: Plan, values: Tensor) -> None:
@@ -125,11 +144,12 @@ def _require_stability(plan: Plan, values: Tensor) -> None:
         failing = torch.zeros_like(stable, dtype=torch.int32)
         _add_rows_(failing, plan.graph, (total >= diagonal).int())
         stable |= failing == 0
-    if not stable.all():
-        graph, head = (~stable).nonzero()[0].tolist()
-        wrong = "is singular" if plan.triangular else "is singular or not diagonally dominant"
-        raise ValueError(
-            f"I − A of graph {graph}, head {head} {wrong}: scale the edge weights so that the "
-            "absolute weights leaving every node sum to less than 1, or pass refine=2 to have the "
-            "residual checked instead; for a graph without cycles mode='dag' is enough."
-        )
+        if stable.all():
+            return
+    graph, head = (~stable).nonzero()[0].tolist()
+    wrong = "is singular" if plan.triangular else "is singular or not diagonally dominant"
+    raise ValueError(
+        f"I − A of graph {graph}, head {head} {wrong}: scale the edge weights so that the "
+        "absolute weights leaving every node sum to less than 1, or pass refine=2 to have the "
+        "residual checked instead; for a graph without cycles mode='dag' is enough."
+    )

@@ -1,6 +1,7 @@
-"""The paper's truncated resolvent, dense on a padded batch of graphs, and how far off it is.
+"""The paper's truncated resolvent, dense on stacks of padded graphs, and how far off it is.
 
-Shapes: G graphs, n nodes of the largest, N nodes, E edges, H heads, S state, P head dimension.
+Shapes: G graphs of n nodes in a stack, R slots of all stacks, N nodes, E edges, H heads, S state,
+P head dimension.
 """
 
 import torch
@@ -20,17 +21,19 @@ def neumann_form(
     batch: Ragged,
     terms: int,
 ) -> Float[Tensor, "N H P"]:
-    """Mix by A⁰ + … + A^(terms−1) instead of the resolvent; memory grows as G · H · n²."""
+    """Mix by A⁰ + … + A^(terms−1) instead of the resolvent; memory grows as H · Σ n²."""
     heads = V.shape[1]
-    shape = (heads, len(batch.ptr) - 1, batch.longest, batch.longest)
-    target_row = batch.slot[edge_index[1]] * batch.longest + batch.place[edge_index[0]]
-    entry_EH = target_row[:, None] + torch.arange(heads, device=V.device) * shape[1] * shape[2] ** 2
-    A_HGnn = V.new_zeros(heads * shape[1] * shape[2] ** 2)
-    A_HGnn = A_HGnn.index_add(0, entry_EH.flatten(), edge_weight.flatten()).view(shape)
-    kernel_Gnn = batch.padded(C) @ batch.padded(B).mT
-    V_HGnP = batch.padded(V.flatten(1)).unflatten(2, (heads, -1)).permute(2, 0, 1, 3)
-    Y_HGnP = (_sum_of_powers(A_HGnn, terms) * kernel_Gnn) @ V_HGnP
-    return batch.unpadded(Y_HGnP.permute(1, 2, 0, 3).flatten(2)).view_as(V)
+    entry_E = batch.first_number[edge_index[1]] + batch.place[edge_index[0]]
+    A_H = V.new_zeros(heads, batch.numbers).index_add(1, entry_E, edge_weight.T)
+    B_RS, C_RS, V_RHP = batch.padded(B), batch.padded(C), batch.padded(V)
+    Y_RHP = []
+    for stack in batch.stacks:
+        A_HGnn = A_H[:, stack.numbers].unflatten(1, (stack.graphs, stack.nodes, stack.nodes))
+        kernel_Gnn = stack.of(C_RS) @ stack.of(B_RS).mT
+        V_HGnP = stack.of(V_RHP).movedim(2, 0)
+        Y_HGnP = (_sum_of_powers(A_HGnn, terms) * kernel_Gnn) @ V_HGnP
+        Y_RHP.append(Y_HGnP.movedim(0, 2).flatten(0, 1))
+    return batch.unpadded(torch.cat([V_RHP[:0], *Y_RHP]))
 
 
 def _sum_of_powers(A: Tensor, terms: int) -> Tensor:

@@ -20,18 +20,20 @@ def padded_inverse_float64(
     One matrix at a time on a CPU, where torch's batched LAPACK calls hang or corrupt above 128 rows
     once the number of threads has been set.
     """
-    batch = Ragged(ptr, V.shape[0])
+    batch = Ragged(ptr, V.shape[0], stacked=False)
+    (stack,) = batch.stacks
     A_GHnn = _adjacency(batch, edge_index, edge_weight.double())
-    M_KnN = (torch.eye(batch.longest, dtype=A_GHnn.dtype, device=V.device) - A_GHnn).flatten(0, 1)
+    M_KnN = (torch.eye(stack.nodes, dtype=A_GHnn.dtype, device=V.device) - A_GHnn).flatten(0, 1)
     if V.device.type == "cpu":
         L_Knn = torch.stack([torch.linalg.inv(M) for M in M_KnN])
     else:
         L_Knn = torch.linalg.inv(M_KnN)
-    kernel_Gnn = batch.padded(C).double() @ batch.padded(B).double().mT
+    C_GnS, B_GnS, V_GnHP = (stack.of(batch.padded(x).double()) for x in (C, B, V))
+    kernel_Gnn = C_GnS @ B_GnS.mT
     masked_GHnn = L_Knn.view_as(A_GHnn) * kernel_Gnn[:, None]
-    V_GHnP = batch.padded(V.flatten(1)).unflatten(2, V.shape[1:]).transpose(1, 2).double()
+    V_GHnP = V_GnHP.transpose(1, 2)
     Y_GnHP = (masked_GHnn @ V_GHnP).transpose(1, 2)
-    return batch.unpadded(Y_GnHP.flatten(2)).view_as(V).to(V.dtype)
+    return batch.unpadded(Y_GnHP.flatten(0, 1)).to(V.dtype)
 
 
 def inverse_each(
@@ -65,11 +67,11 @@ def doubling(
 
 
 def _adjacency(batch: Ragged, edge_index: Tensor, weight_EH: Tensor) -> Tensor:
-    """A [G, H, n, n] with A[target, source] = weight."""
-    n, heads = batch.longest, weight_EH.shape[1]
-    source, target = edge_index
-    block = batch.graph[target][:, None] * heads + torch.arange(heads, device=weight_EH.device)
-    entry = (block * n + batch.place[target][:, None]) * n + batch.place[source][:, None]
-    graphs = len(batch.ptr) - 1
-    flat = weight_EH.new_zeros(graphs * heads * n * n)
-    return flat.index_add(0, entry.flatten(), weight_EH.flatten()).view(graphs, heads, n, n)
+    """A [G, H, n, n] of a batch in one stack, with A[target, source] = weight."""
+    (stack,) = batch.stacks
+    graphs, n, heads = stack.graphs, stack.nodes, weight_EH.shape[1]
+    A_HGnn = weight_EH.new_zeros(heads, graphs * n * n)
+    A_HGnn.index_add_(
+        1, batch.first_number[edge_index[1]] + batch.place[edge_index[0]], weight_EH.T
+    )
+    return A_HGnn.view(heads, graphs, n, n).transpose(0, 1)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kernels.resolvent.elimination import Elimination, Order, eliminate, join
+from kernels.resolvent.elimination import Elimination, Order, eliminate, join, starts_of_groups
 from kernels.resolvent.ragged import Ragged
 
 
@@ -35,18 +35,18 @@ class Level(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """A solve with one triangle: `take` picks the weights of all levels from [values…, one]."""
+    """A solve with one triangle: `take` picks all terms' weights from [heads, values and a 1]."""
 
     take: Tensor
-    levels: list[Level]
+    levels: list[list[Level]]  # of every stack
 
 
 class Pairs(NamedTuple):
     """Edges by the row of their target, as a sparse matrix in CSR form has them."""
 
     crow: Tensor  # [rows + 1] first edge of each row
-    col: Tensor  # [E] row of the source
-    edge: Tensor  # [E] place of each edge in this order
+    col: Tensor  # row of the source
+    edge: Tensor  # number of the edge
 
 
 class Plan(Ragged):
@@ -74,7 +74,7 @@ class Plan(Ragged):
         super().__init__(ptr, len(round))
         self.edge_value, self.row, self.col, self.round = edge_value, row, col, round
         self.lowers, self.rounds = lowers, rounds
-        self._sweeps: dict[tuple, Sweep | Pairs] = {}
+        self._tables: dict[tuple, Sweep | list[Pairs]] = {}
 
     @property
     def num_entries(self) -> int:
@@ -86,12 +86,12 @@ class Plan(Ragged):
         """Whether one sweep solves the system: every edge leads to a later round."""
         return self.lowers == self.num_entries
 
-    @property
-    def levels(self) -> int:
-        """Sequential steps of the two sweeps of a solve."""
-        return sum(len(self.sweep(half, False, False).levels) for half in ("lower", "upper"))
+    def levels(self, padded: bool) -> int:
+        """Sequential steps of the two sweeps of a solve, of all stacks or of the graphs at once."""
+        halves = [self.sweep(half, True, padded) for half in ("lower", "upper")]
+        return sum(len(levels) for half in halves for levels in half.levels)
 
-    def sweep(self, half: str, transposed: bool, padded: bool) -> Sweep:
+    def sweep(self, half: str, transposed: bool, padded: bool, heads: int = 1) -> Sweep:
         """The solve with one unit triangle of the factors, or with its transpose.
 
         The half that is solved with last, `upper` or the transpose of `lower`, takes every row
@@ -100,10 +100,11 @@ class Plan(Ragged):
         Args:
             half: `lower` or `upper`.
             transposed: solve with the triangle's transpose.
-            padded: rows are slots of padded graphs instead of nodes.
+            padded: rows are those of the stacks of padded graphs; else nodes, as in one stack.
+            heads: solved with at once, each with rows of its own, one head after the other.
         """
-        key = (half, transposed, padded)
-        if key not in self._sweeps:
+        key = (half, transposed, padded, heads)
+        if key not in self._tables:
             some = slice(self.lowers) if half == "lower" else slice(self.lowers, None)
             ends = (self.col, self.row) if transposed else (self.row, self.col)
             out, into = (end[some] for end in ends)
@@ -116,26 +117,20 @@ class Plan(Ragged):
             if not last:
                 nodes = nodes[torch.bincount(out, minlength=self.num_nodes) > 0]
                 own = torch.full_like(nodes, self.num_entries + self.num_nodes)
-            self._sweeps[key] = self._make_sweep(nodes, own, level[nodes], entry, out, into, padded)
-        return self._sweeps[key]
+            terms = (nodes, own, level[nodes], entry, out, into)
+            self._tables[key] = self._make_sweep(*terms, padded, heads)
+        return self._tables[key]
 
-    def product(self, transposed: bool, padded: bool) -> Sweep:
+    def product(self, transposed: bool, padded: bool, heads: int = 1) -> Sweep:
         """(I − A) X, by values that are not factorised yet: a sweep of a single level."""
-        key = ("product", transposed, padded)
-        if key not in self._sweeps:
+        key = ("product", transposed, padded, heads)
+        if key not in self._tables:
             out, into = (self.col, self.row) if transposed else (self.row, self.col)
             nodes = torch.arange(self.num_nodes, device=out.device)
             entry = torch.arange(self.num_entries, device=out.device)
-            self._sweeps[key] = self._make_sweep(
-                nodes,
-                entry.new_tensor(self.num_entries) + nodes,
-                0 * nodes,
-                entry,
-                out,
-                into,
-                padded,
-            )
-        return self._sweeps[key]
+            terms = (nodes, self.num_entries + nodes, 0 * nodes, entry, out, into)
+            self._tables[key] = self._make_sweep(*terms, padded, heads)
+        return self._tables[key]
 
     def _make_sweep(
         self,
@@ -146,16 +141,29 @@ class Plan(Ragged):
         out: Tensor,
         into: Tensor,
         padded: bool,
+        heads: int,
     ) -> Sweep:
-        """Lay out the terms by level and output row.
+        """Lay out the terms by stack, level and output row.
 
         Args:
             nodes, own, level: output rows, the value that each takes itself by, and its level.
             entry, out, into: the other terms: value, output row, input row.
+            padded, heads: see `sweep`.
         """
+        stack, row = self._stack_and_row(padded)
+        deep = 1 + self.num_nodes  # more than there are levels
+        level = stack[nodes] * deep + level
+        if heads > 1:  # as if each were a batch of its own
+            copy = torch.arange(heads, device=nodes.device)[:, None]
+            lengths = [s.graphs * s.nodes for s in self.stacks] if padded else [self.num_nodes]
+            row = (row + copy * row.new_tensor(lengths)[stack]).flatten()
+            nodes, out, into = ((x + copy * self.num_nodes).flatten() for x in (nodes, out, into))
+            values = self.num_entries + self.num_nodes + 1
+            own, entry = ((x + copy * values).flatten() for x in (own, entry))
+            level = level.repeat(heads)
         order = level.argsort(stable=True)
         nodes, own, level = nodes[order], own[order], level[order]
-        rank = torch.empty(self.num_nodes, dtype=torch.int64, device=nodes.device)
+        rank = torch.empty(heads * self.num_nodes, dtype=torch.int64, device=nodes.device)
         rank[nodes] = torch.arange(len(nodes), device=nodes.device)
         group, order = rank[out].sort(stable=True)
         entry, into = entry[order], into[order]
@@ -163,36 +171,48 @@ class Plan(Ragged):
         offset = torch.cat([terms.new_zeros(1), terms.cumsum(0)])
         # Every row's own term comes first, so entries stand one later for each row up to theirs.
         spot = torch.arange(len(entry), device=nodes.device) + group + 1
-        place = self.slot if padded else torch.arange(self.num_nodes, device=nodes.device)
         index = torch.empty(len(entry) + len(nodes), dtype=torch.int64, device=nodes.device)
         take = torch.empty_like(index)
-        rows = place[nodes]
-        index[offset[:-1]], index[spot] = rows, place[into]
+        rows = row[nodes]
+        index[offset[:-1]], index[spot] = rows, row[into]
         take[offset[:-1]], take[spot] = own, entry
 
-        ends = torch.bincount(level).cumsum(0).tolist()
-        bounds = [0, *(e for e, before in zip(ends, [0, *ends], strict=False) if e > before)]
+        starts = starts_of_groups(level)
+        bounds = [*starts.tolist(), len(nodes)]
         cuts = offset[bounds].tolist()
-        levels = []
-        for nth in range(len(bounds) - 1):
+        levels: list[list[Level]] = [[] for _ in range(len(self.stacks) if padded else 1)]
+        for nth, number in enumerate((level[starts] // deep).tolist()):
             some = slice(cuts[nth], cuts[nth + 1])
             groups = slice(bounds[nth], bounds[nth + 1])
-            starts = offset[groups.start : groups.stop + 1] - cuts[nth]
-            levels.append(Level(some, index[some], starts, rows[groups]))
+            offsets = offset[groups.start : groups.stop + 1] - cuts[nth]
+            levels[number].append(Level(some, index[some], offsets, rows[groups]))
         return Sweep(take, levels)
 
-    def pairs(self, edge_index: Tensor, padded: bool) -> Pairs:
-        """The edges of the graphs as a sparse matrix."""
+    def pairs(self, edge_index: Tensor, padded: bool) -> list[Pairs]:
+        """The edges of the graphs as a sparse matrix per stack, or as one."""
         key = ("pairs", padded)
-        if key not in self._sweeps:
-            place = self.slot if padded else torch.arange(self.num_nodes, device=self.ptr.device)
-            source, target = place[edge_index]
-            target, order = target.sort(stable=True)
-            size = self.slots if padded else self.num_nodes
-            count = torch.bincount(target, minlength=size)
+        if key not in self._tables:
+            _, row = self._stack_and_row(padded)
+            source, target = edge_index
+            target, edge = (self.slot if padded else row)[target].sort(stable=True)
+            col = row[source[edge]]
+            slots = [s.slots for s in self.stacks] if padded else [slice(0, self.num_nodes)]
+            count = torch.bincount(target, minlength=slots[-1].stop if slots else 0)
             crow = torch.cat([count.new_zeros(1), count.cumsum(0)])
-            self._sweeps[key] = Pairs(crow, source[order], order.argsort())
-        return self._sweeps[key]
+            parts = [crow[some.start : some.stop + 1] for some in slots]
+            ends = [slice(*part[[0, -1]].tolist()) for part in parts]
+            self._tables[key] = [
+                Pairs(part - some.start, col[some], edge[some])
+                for part, some in zip(parts, ends, strict=True)
+            ]
+        return self._tables[key]
+
+    def _stack_and_row(self, padded: bool) -> tuple[Tensor, Tensor]:
+        """Stack of each node, and its row there."""
+        if padded:
+            return self.stack, self.row_in_stack
+        nodes = torch.arange(self.num_nodes, device=self.ptr.device)
+        return 0 * nodes, nodes
 
 
 def make_plan(

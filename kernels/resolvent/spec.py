@@ -134,6 +134,7 @@ CASES = {
     "isolated nodes": one(isolated, 5),
     "superpixels": one(superpixels, 60),
     "batch": partial(make, BATCH),
+    "sizes far apart": partial(make, [(peptide, 30), (peptide, 400), (general, 30), (tree, 5)]),
     "signed": partial(make, BATCH, signed=True),
     "slow decay": one(peptide, 40, margin=1e-3, scale=100.0),
     "fast decay": one(peptide, 40, scale=1e-20),

@@ -1,7 +1,7 @@
 """The exact resolvent by sparse LU, vectorised over graphs and heads: any device.
 
-Shapes: G graphs, n nodes of the largest, N nodes in all, R = G · n slots of the padded graphs,
-E edges, H heads, S state, P head dimension.
+Shapes: N nodes in all, G graphs of n nodes in a stack, R slots of all stacks, E edges, H heads,
+S state, P head dimension.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.resolvent.lu import LU
 from kernels.resolvent.plan import Pairs, Plan
+from kernels.resolvent.ragged import Stack
 
 STATE_NUMBERS = 2**24  # of the state form's solution that are held at once
 
@@ -26,7 +27,7 @@ def row_form(
     plan: Plan,
     refine: int,
 ) -> Float[Tensor, "N H P"]:
-    """Solve for L = (I − A)⁻¹ itself, mask it by C Bᵀ, multiply: H · G · n² numbers are kept."""
+    """Solve for L = (I − A)⁻¹ itself, mask it by C Bᵀ, multiply: H · Σ n² numbers are kept."""
     return _RowForm.apply(edge_weight, B, C, V, edge_index, plan, refine)
 
 
@@ -48,44 +49,49 @@ class _RowForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight_EH, B_NS, C_NS, V_NHP, edge_index, plan, refine) -> Tensor:
         ctx.lu = LU(plan, weight_EH, refine)
-        L_HGnn = [_resolvent(ctx.lu, head) for head in range(V_NHP.shape[1])]
-        B_GnS, C_GnS, V_HGnP = plan.padded(B_NS), plan.padded(C_NS), _heads(V_NHP, plan)
-        Y_HGnP = torch.zeros_like(V_HGnP)
-        for graphs, n in plan.blocks:
-            kernel = C_GnS[graphs, :n] @ B_GnS[graphs, :n].mT
-            for L_Gnn, V_GnP, Y_GnP in zip(L_HGnn, V_HGnP, Y_HGnP, strict=True):
-                Y_GnP[graphs, :n] = (L_Gnn[graphs, :n, :n] * kernel) @ V_GnP[graphs, :n]
-        ctx.save_for_backward(B_NS, C_NS, V_NHP, edge_index, *L_HGnn)
-        return _nodes(Y_HGnP, plan)
+        B_RS, C_RS, V_RHP = plan.padded(B_NS), plan.padded(C_NS), plan.padded(V_NHP)
+        Y_RHP = torch.empty_like(V_RHP)
+        L = []
+        for number, stack in enumerate(plan.stacks):
+            L_HGnn = V_NHP.new_zeros(V_NHP.shape[1], stack.graphs, stack.nodes, stack.nodes)
+            L_HGnn.diagonal(dim1=2, dim2=3).fill_(1)
+            ctx.lu.solve_(L_HGnn.flatten(0, 2), transposed=False, stack=number)
+            kernel_Gnn = stack.of(C_RS) @ stack.of(B_RS).mT
+            for L_Gnn, V_GnP, Y_GnP in zip(L_HGnn, *_heads(stack, V_RHP, Y_RHP), strict=True):
+                Y_GnP.copy_((L_Gnn * kernel_Gnn) @ V_GnP)
+            L.append(L_HGnn)
+        ctx.save_for_backward(B_NS, C_NS, V_NHP, edge_index, *L)
+        return plan.unpadded(Y_RHP)
 
     @staticmethod
     def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
-        B_NS, C_NS, V_NHP, edge_index, *L_HGnn = ctx.saved_tensors
+        B_NS, C_NS, V_NHP, edge_index, *L = ctx.saved_tensors
         plan = ctx.lu.plan
-        B_GnS, C_GnS = plan.padded(B_NS), plan.padded(C_NS)
-        V_HGnP, dY_HGnP = _heads(V_NHP, plan), _heads(dY_NHP, plan)
-        dB_GnS, dC_GnS, dV_HGnP = (torch.zeros_like(x) for x in (B_GnS, C_GnS, V_HGnP))
-        kernels = [C_GnS[graphs, :n] @ B_GnS[graphs, :n].mT for graphs, n in plan.blocks]
-        d_kernels = [torch.zeros_like(kernel) for kernel in kernels]
-        d_weight_EH = V_NHP.new_empty(edge_index.shape[1], len(L_HGnn))
-        T_Gnn = torch.empty_like(L_HGnn[0])
-        for head, L_Gnn in enumerate(L_HGnn):  # one at a time: no second tensor of H · n²
-            T_Gnn.zero_()
-            for (graphs, n), kernel, d_kernel in zip(plan.blocks, kernels, d_kernels, strict=True):
-                L, dY = L_Gnn[graphs, :n, :n], dY_HGnP[head, graphs, :n]
-                dV_HGnP[head, graphs, :n] = (L * kernel).mT @ dY
-                d_masked = dY @ V_HGnP[head, graphs, :n].mT
-                d_kernel.addcmul_(d_masked, L)
-                torch.mul(d_masked, kernel, out=T_Gnn[graphs, :n, :n])
-            T_Rn, L_Rn = T_Gnn.flatten(0, 1), L_Gnn.flatten(0, 1)
-            ctx.lu.solve_(head, T_Rn, transposed=True, padded=True)
-            d_weight_EH[:, head] = _edge_products(T_Rn, L_Rn, plan.pairs(edge_index, padded=True))
-        for (graphs, n), d_kernel in zip(plan.blocks, d_kernels, strict=True):
-            dC_GnS[graphs, :n] = d_kernel @ B_GnS[graphs, :n]
-            dB_GnS[graphs, :n] = d_kernel.mT @ C_GnS[graphs, :n]
-        dB_NS, dC_NS, dV_NHP = plan.unpadded(dB_GnS), plan.unpadded(dC_GnS), _nodes(dV_HGnP, plan)
-        return d_weight_EH, dB_NS, dC_NS, dV_NHP, None, None, None
+        B_RS, C_RS, V_RHP, dY_RHP = (plan.padded(x) for x in (B_NS, C_NS, V_NHP, dY_NHP))
+        dB_RS, dC_RS, dV_RHP = (torch.empty_like(x) for x in (B_RS, C_RS, V_RHP))
+        d_weight_HE = V_NHP.new_empty(V_NHP.shape[1], edge_index.shape[1])
+        for number, (stack, pairs) in enumerate(
+            zip(plan.stacks, plan.pairs(edge_index, padded=True), strict=True)
+        ):
+            B_GnS, C_GnS = stack.of(B_RS), stack.of(C_RS)
+            kernel_Gnn = C_GnS @ B_GnS.mT
+            d_kernel_Gnn = torch.zeros_like(kernel_Gnn)
+            T_Gnn = torch.empty_like(kernel_Gnn)  # of one head at a time: H · n² numbers only once
+            of_heads = zip(L[number], *_heads(stack, V_RHP, dY_RHP, dV_RHP), strict=True)
+            for head, (L_Gnn, V_GnP, dY_GnP, dV_GnP) in enumerate(of_heads):
+                torch.mul(L_Gnn, kernel_Gnn, out=T_Gnn)
+                dV_GnP.copy_(T_Gnn.mT @ dY_GnP)
+                torch.bmm(dY_GnP, V_GnP.mT, out=T_Gnn)
+                d_kernel_Gnn.addcmul_(T_Gnn, L_Gnn)
+                T_Gnn *= kernel_Gnn
+                T_Rn, L_Rn = T_Gnn.flatten(0, 1), L_Gnn.flatten(0, 1)
+                ctx.lu.solve_(T_Rn, transposed=True, head=head, stack=number)
+                d_weight_HE[head].index_copy_(0, pairs.edge, _edge_products(T_Rn, L_Rn, pairs))
+            stack.of(dC_RS).copy_(d_kernel_Gnn @ B_GnS)
+            stack.of(dB_RS).copy_(d_kernel_Gnn.mT @ C_GnS)
+        dB_NS, dC_NS, dV_NHP = (plan.unpadded(x) for x in (dB_RS, dC_RS, dV_RHP))
+        return d_weight_HE.T, dB_NS, dC_NS, dV_NHP, None, None, None
 
 
 class _StateForm(torch.autograd.Function):
@@ -105,7 +111,7 @@ class _StateForm(torch.autograd.Function):
         B_NS, C_NS, V_NHP, edge_index = ctx.saved_tensors
         dB_NS, dC_NS, dV_NHP = (torch.zeros_like(x) for x in (B_NS, C_NS, V_NHP))
         d_weight = V_NHP.new_zeros(edge_index.shape[1], V_NHP.shape[1])
-        pairs = ctx.lu.plan.pairs(edge_index, padded=False)
+        (pairs,) = ctx.lu.plan.pairs(edge_index, padded=False)
         for head, states in _parts(B_NS, V_NHP):
             V_NP, dY_NP = V_NHP[:, head], dY_NHP[:, head]
             state_NsP = _solution(ctx.lu, head, B_NS[:, states], V_NP, transposed=False)
@@ -113,7 +119,8 @@ class _StateForm(torch.autograd.Function):
             dC_NS[:, states] += (state_NsP @ dY_NP[..., None]).squeeze(2)
             dB_NS[:, states] += (adjoint_NsP @ V_NP[..., None]).squeeze(2)
             dV_NHP[:, head] += _read(adjoint_NsP, B_NS[:, states])
-            d_weight[:, head] += _edge_products(adjoint_NsP.flatten(1), state_NsP.flatten(1), pairs)
+            products = _edge_products(adjoint_NsP.flatten(1), state_NsP.flatten(1), pairs)
+            d_weight[pairs.edge, head] += products
         return d_weight, dB_NS, dC_NS, dV_NHP, None, None, None
 
 
@@ -125,19 +132,15 @@ def _refuse_second_derivatives() -> None:
         )
 
 
-def _resolvent(lu: LU, head: int) -> Tensor:
-    """L [G, n, n] of a head; zero on padding."""
-    plan = lu.plan
-    L_Rn = lu.values.new_zeros(plan.slots, plan.longest)
-    L_Rn[plan.slot, plan.place] = 1
-    lu.solve_(head, L_Rn, transposed=False, padded=True)
-    return L_Rn.view(len(plan.ptr) - 1, plan.longest, plan.longest)
+def _heads(stack: Stack, *tensors_RHP: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of each tensor [G, n, P] of every head."""
+    return (stack.of(x_RHP).unbind(2) for x_RHP in tensors_RHP)
 
 
 def _solution(lu: LU, head: int, left_Ns: Tensor, right_NP: Tensor, transposed: bool) -> Tensor:
     """(I − A)⁻¹ or (I − A)⁻ᵀ times the outer products left ⊗ right: [N, s, P]."""
     X_NsP = left_Ns[:, :, None] * right_NP[:, None]
-    lu.solve_(head, X_NsP.flatten(1), transposed=transposed, padded=False)
+    lu.solve_(X_NsP.flatten(1), transposed, head)
     return X_NsP
 
 
@@ -156,21 +159,9 @@ def _parts(B_NS: Tensor, V_NHP: Tensor) -> Iterator[tuple[int, slice]]:
 
 
 def _edge_products(T_RW: Tensor, L_RW: Tensor, pairs: Pairs) -> Tensor:
-    """[E] ⟨T[target], L[source]⟩ of every edge, reading each row in place."""
-    size = (len(T_RW), len(L_RW))
-    zeros = T_RW.new_zeros(len(pairs.col))
+    """⟨T[target], L[source]⟩ of every edge, reading each row in place."""
+    zeros, size = T_RW.new_zeros(len(pairs.col)), (len(T_RW), len(L_RW))
     pattern = torch.sparse_csr_tensor(
         pairs.crow, pairs.col, zeros, size=size, check_invariants=False
     )
-    products = torch.sparse.sampled_addmm(pattern, T_RW, L_RW.T, beta=0.0).values()
-    return products.index_select(0, pairs.edge)
-
-
-def _heads(x_NHP: Tensor, plan: Plan) -> Tensor:
-    """[N, H, P] → [H, G, n, P], zero on padding."""
-    return plan.padded(x_NHP.flatten(1)).unflatten(2, x_NHP.shape[1:]).movedim(2, 0)
-
-
-def _nodes(x_HGnP: Tensor, plan: Plan) -> Tensor:
-    """[H, G, n, P] → [N, H, P]."""
-    return plan.unpadded(x_HGnP.movedim(0, 2).flatten(2)).unflatten(1, (len(x_HGnP), -1))
+    return torch.sparse.sampled_addmm(pattern, T_RW, L_RW.T, beta=0.0).values()
