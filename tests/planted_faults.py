@@ -60,8 +60,9 @@ FAULTS = [
         "            ends = (self.row, self.col)",
     ),
     in_resolvent(
-        "a level is missing", "plan.py", "for nth in range(len(bounds) - 1):",
-        "for nth in range(len(bounds) - 2):",
+        "a level is missing", "plan.py",
+        "enumerate((level[starts] // deep).tolist())",
+        "enumerate((level[starts] // deep).tolist()[:-1])",
     ),
     in_resolvent(
         "levels in the wrong order", "plan.py", "self.round.amax() - self.round if", "self.round if"
@@ -88,7 +89,7 @@ FAULTS = [
     ),
     in_resolvent(
         "heads mixed up, row form", "torch_backend.py",
-        "zip(L_HGnn, V_HGnP, Y_HGnP", "zip(L_HGnn, V_HGnP.flip(0), Y_HGnP",
+        "_heads(stack, V_RHP, Y_RHP)", "_heads(stack, V_RHP.flip(1), Y_RHP)",
     ),
     in_resolvent(
         "heads mixed up, state form", "torch_backend.py",
@@ -96,7 +97,7 @@ FAULTS = [
     ),
     in_resolvent(
         "gradient of one head only", "torch_backend.py",
-        "d_kernel.addcmul_(d_masked, L)", "d_kernel.copy_(d_masked * L)",
+        "d_kernel_Gnn.addcmul_(T_Gnn, L_Gnn)", "d_kernel_Gnn.copy_(T_Gnn * L_Gnn)",
     ),
     in_resolvent(
         "adjoint not transposed, row form", "torch_backend.py",
@@ -108,7 +109,8 @@ FAULTS = [
     ),
     in_resolvent(
         "ends of an edge swapped", "plan.py",
-        "source, target = place[edge_index]", "target, source = place[edge_index]",
+        "source, target = edge_index\n            target, edge",
+        "target, source = edge_index\n            target, edge",
     ),
     in_resolvent(
         "part of the states left out", "torch_backend.py",
@@ -118,6 +120,45 @@ FAULTS = [
         "one doubling too few", "neumann.py", "terms.bit_length() - 1", "terms.bit_length() - 2"
     ),
     in_resolvent("error bound too small", "neumann.py", "range(terms)", "range(2 * terms)"),
+    in_resolvent(
+        "reversed chain not reversed", "chain.py",
+        "place = size.repeat_interleave(size) - 1 - place", "place = 1 * place",
+    ),
+    in_resolvent(
+        "a state enters the next chain", "chain.py", "x[begin : begin + chains * n : n] = 0", "pass"
+    ),
+    in_resolvent(
+        "off by one block of chunks", "chain.py",
+        "range(block, n, block)", "range(2 * block, n, block)",
+    ),
+    in_resolvent(
+        "entering state not decayed", "chain.py",
+        "torch.addcmul(own, entering, prefix[t].unsqueeze(-1), out=Y[t])",
+        "torch.add(own, entering, out=Y[t])",
+    ),
+    in_resolvent(
+        "gradient of a chunk's decay dropped", "chain.py",
+        "d_prefix[:, -1] += (E * F)", "d_prefix[:, -1] += 0 * (E * F)",
+    ),
+    in_resolvent(
+        "chain's adjoint not transposed", "chain.py",
+        "T = torch.bmm(L.mT, dL)", "T = torch.bmm(L, dL)",
+    ),
+    in_resolvent(
+        "a band hands nothing on", "grid.py", "dL[:, -K:] += d_last[..., seen]", "pass"
+    ),
+    in_resolvent(
+        "gradient of one head only, grid", "grid.py",
+        "for h in range(1, x_tH.shape[1]):", "for h in range(2, x_tH.shape[1]):",
+    ),
+    in_resolvent(
+        "sign of a gradient, grid", "grid.py",
+        "d_top[:, 0] = (d_entering", "d_top[:, 0] = -(d_entering",
+    ),
+    in_resolvent(
+        "weights of another row", "grid.py", "dh.addcmul_(top[t, r + 1,", "dh.addcmul_(top[t, r,"
+    ),
+    in_resolvent("projections of another DAG", "grid.py", "2: (0, 1, 1, 0)", "2: (0, 1, 0, 1)"),
 ]  # fmt: skip
 
 
@@ -130,10 +171,7 @@ def are_green(tests: str, fault: Fault | None = None) -> bool:
         shutil.copy(ROOT / "pyproject.toml", copy)
         if fault is not None:
             path = copy / fault.file
-            text = path.read_text()
-            if text.count(fault.right) != 1:
-                raise SystemExit(f"{fault.name}: {fault.file} must hold {fault.right!r} once.")
-            path.write_text(text.replace(fault.right, fault.wrong))
+            path.write_text(path.read_text().replace(fault.right, fault.wrong))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
         return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode == 0
 

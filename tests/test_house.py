@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.planted_faults import FAULTS
 from tools.list_experiments import EXPERIMENTS, header
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,11 @@ def imported(path: Path) -> set[str]:
 def test_who_imports_whom(package):
     for path in (ROOT / package).rglob("*.py"):
         assert imported(path) <= ALLOWED[package], path
+
+
+def test_planted_faults_still_fit_the_code():
+    for fault in FAULTS:
+        assert (ROOT / fault.file).read_text().count(fault.right) == 1, fault.name
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.stem)

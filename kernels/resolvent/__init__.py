@@ -116,6 +116,11 @@ def resolvent(
             _log_choice("torch", mode, V.device.type)
             return neumann_form(*inputs, batch=Ragged(ptr, V.shape[0]), terms=terms).to(V.dtype)
         if isinstance(plan, ChainPlan | GridPlan):
+            if form != "auto" or refine:
+                raise ValueError(
+                    f"form and refine do not apply to a {type(plan).__name__}: leave them out, or "
+                    "make a plan of the edges by make_plan."
+                )
             _log_choice("torch", type(plan).__name__, V.device.type)
             return plan.resolvent(*inputs).to(V.dtype)
         if plan is None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from kernels.autograd import refuse_second_derivatives
 
 # Numbers per temporary array: large enough to feed the cores, small enough to stay near them.
 CPU_TILE, GPU_TILE = 2**19, 2**27
@@ -184,7 +185,7 @@ def chain_matrix(weight: Float[Tensor, "*batch Q"]) -> Float[Tensor, "*batch Q Q
     then each block continues the last row of the one before: 2√Q steps instead of Q.
     """
     Q = weight.shape[-1]
-    block = max(d for d in range(1, math.isqrt(Q) + 1) if Q % d == 0)
+    block = largest_divisor_up_to_the_root(Q)
     L = weight.new_zeros(*weight.shape, Q)
     L.diagonal(dim1=-2, dim2=-1).fill_(1)
     own = L.unflatten(-1, (-1, block)).unflatten(-3, (-1, block))
@@ -208,6 +209,11 @@ def chain_matrix_adjoint(
     d_weight = T.new_zeros(T.shape[:-1])
     d_weight[:, 1:] = T[:, 1:].mul_(L[:, :-1]).sum(-1)
     return d_weight
+
+
+def largest_divisor_up_to_the_root(count: int) -> int:
+    """Blocks of this size cut `count` steps into about 2√count, fewer steps in each than blocks."""
+    return max(d for d in range(1, math.isqrt(count) + 1) if count % d == 0)
 
 
 def in_float32(operator: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -304,8 +310,8 @@ class _Chain(torch.autograd.Function):
         return _unchunked(Y, layout)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         w_cQH, B, C, V, E_cSHP = ctx.saved_tensors
         dY = _chunked(dY, ctx.layout)
         prefix, suffix = _decays(w_cQH)

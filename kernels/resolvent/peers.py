@@ -3,9 +3,17 @@
 Shapes: G graphs, n nodes of the largest, N nodes, E edges, H heads, S state, P head dimension.
 """
 
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
 import torch
 from torch import Tensor
 
+from kernels.resolvent.chain import ChainPlan
 from kernels.resolvent.neumann import neumann_form
 from kernels.resolvent.ragged import Ragged
 
@@ -64,6 +72,47 @@ def doubling(
     """The paper's relaxation with 64 terms, which is not exact on graphs with cycles."""
     batch = Ragged(ptr, V.shape[0])
     return neumann_form(edge_index, edge_weight, B, C, V, batch=batch, terms=DOUBLING_TERMS)
+
+
+def ssd_minimal(
+    edge_index: Tensor,
+    edge_weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    ptr: Tensor,
+    plan: ChainPlan,
+    block: int,
+) -> Tensor:
+    """mamba-ssm's pure-torch listing of SSD, on chains of equal length with positive weights."""
+    chains, length = len(plan.sizes), plan.sizes[0]
+    weight = plan.weights(edge_index, edge_weight)
+    weight, B, C, V = (x.unflatten(0, (chains, length)) for x in (weight, B, C, V))
+    # Nothing enters the first node of a chain, where the weight is 0 and its logarithm is not.
+    log_weight = torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:].log()], dim=1)
+    Y = _ssd_minimal_discrete()(V, log_weight, B.unsqueeze(2), C.unsqueeze(2), block)[0]
+    return Y.flatten(0, 1)
+
+
+@functools.cache
+def _ssd_minimal_discrete() -> Callable:
+    """By its file alone, for mamba-ssm's own __init__ asks for a CUDA extension.
+
+    Raises:
+        ModuleNotFoundError: mamba-ssm is not installed.
+    """
+    package = importlib.util.find_spec("mamba_ssm")
+    if package is None:
+        raise ModuleNotFoundError("mamba-ssm is not installed: make benchmark does that.")
+    path = Path(package.origin).parent / "modules" / "ssd_minimal.py"
+    spec = importlib.util.spec_from_file_location("ssd_minimal", path)
+    module = importlib.util.module_from_spec(spec)
+    unused = "mamba_ssm.ops.triton.ssd_combined"
+    parts = unused.split(".")
+    names = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in names}):
+        spec.loader.exec_module(module)
+    return module.ssd_minimal_discrete
 
 
 def _adjacency(batch: Ragged, edge_index: Tensor, weight_EH: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.resolvent import peers, resolvent, resolvent_reference
+from kernels.resolvent import ChainPlan, GridPlan, peers, resolvent, resolvent_reference
+from kernels.resolvent.grid import CORNERS
 from kernels.spec import Inputs, OpSpec
 
 
@@ -63,6 +64,14 @@ def superpixels(nodes: int, generator: torch.Generator) -> Tensor:
     return both_ways(torch.stack([torch.arange(nodes).repeat_interleave(4), near.flatten()]))
 
 
+def grid(nodes: int, generator: torch.Generator, columns: int, root: str) -> Tensor:
+    """Edges between neighbours of a grid, away from one of its corners."""
+    places = torch.arange(nodes).view(1, -1, columns).flip(CORNERS[root])[0]
+    right = torch.stack([places[:, :-1].flatten(), places[:, 1:].flatten()])
+    down = torch.stack([places[:-1].flatten(), places[1:].flatten()])
+    return torch.cat([right, down], dim=1)
+
+
 def both_ways(edge_index: Tensor) -> Tensor:
     """Every edge and its reverse."""
     return torch.cat([edge_index, edge_index.flip(0)], dim=1)
@@ -115,6 +124,21 @@ def make(
     return {"edge_index": edge_index, "ptr": ptr} | {k: t.to(dtype) for k, t in tensors.items()}
 
 
+def chains(sizes: Sequence[int], dtype: torch.dtype, seed: int, **options) -> Inputs:
+    """A batch of directed chains with a plan of their own."""
+    inputs = make([(path, nodes) for nodes in sizes], dtype, seed, **options)
+    return inputs | {"plan": ChainPlan.of(inputs["ptr"])}
+
+
+def grids(
+    images: int, rows: int, columns: int, root: str, dtype: torch.dtype, seed: int, **options
+) -> Inputs:
+    """A batch of DAGs of grids with a plan of their own."""
+    kind = partial(grid, columns=columns, root=root)
+    inputs = make([(kind, rows * columns)] * images, dtype, seed, **options)
+    return inputs | {"plan": GridPlan(images, rows, columns, root)}
+
+
 def one(kind: Callable, nodes: int, **options) -> Callable[[torch.dtype, int], Inputs]:
     """Case of a single graph."""
     return partial(make, [(kind, nodes)], **options)
@@ -142,7 +166,7 @@ CASES = {
 }
 
 
-def reference(**inputs) -> Tensor:
+def reference(plan: object = None, **inputs) -> Tensor:
     """`resolvent_reference` on the inputs of a case."""
     return resolvent_reference(**inputs, terms=None)
 
@@ -165,4 +189,44 @@ RESOLVENT = OpSpec(
         "inverse of each graph": peers.inverse_each,
         "doubling, 64 terms": peers.doubling,
     },
+)
+
+CHAIN = OpSpec(
+    name="resolvent",
+    function=resolvent,
+    reference=reference,
+    differentiable=RESOLVENT.differentiable,
+    variants={"chain": {}},
+    cases={
+        **{f"chain of {n}": partial(chains, [n]) for n in (1, 2, 63, 64, 65, 444)},
+        "chains": partial(chains, [5, 1, 70, 33, 5], signed=True),
+    },
+    benchmarks={
+        "1 chain of 4,096": partial(chains, [4096], heads=8, state=64, head_dim=64),
+        "8 chains of 4,096": partial(chains, [4096] * 8, heads=4, state=16, head_dim=32),
+    },
+    peers={
+        f"ssd_minimal, blocks of {n}": partial(peers.ssd_minimal, block=n) for n in (32, 64, 128)
+    },
+)
+
+GRID = OpSpec(
+    name="resolvent",
+    function=resolvent,
+    reference=reference,
+    differentiable=RESOLVENT.differentiable,
+    variants={"grid": {}},
+    cases={
+        "one node": partial(grids, 1, 1, 1, "top left"),
+        "one column": partial(grids, 2, 9, 1, "top left"),
+        "one row": partial(grids, 2, 1, 9, "bottom right"),
+        "images": partial(grids, 3, 14, 14, "top left", signed=True),
+        **{f"from the {root}": partial(grids, 2, 4, 6, root) for root in CORNERS},
+    },
+    benchmarks={
+        "64 images of 14 x 14": partial(
+            grids, 64, 14, 14, "top left", heads=2, state=64, head_dim=32
+        )
+    },
+    peers={"doubling, 32 terms": partial(resolvent, mode="neumann", terms=32)},
 )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels.autograd import refuse_second_derivatives
 from kernels.resolvent.lu import LU
 from kernels.resolvent.plan import Pairs, Plan
 from kernels.resolvent.ragged import Stack
@@ -65,7 +66,7 @@ class _RowForm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
+        refuse_second_derivatives()
         B_NS, C_NS, V_NHP, edge_index, *L = ctx.saved_tensors
         plan = ctx.lu.plan
         B_RS, C_RS, V_RHP, dY_RHP = (plan.padded(x) for x in (B_NS, C_NS, V_NHP, dY_NHP))
@@ -107,7 +108,7 @@ class _StateForm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
+        refuse_second_derivatives()
         B_NS, C_NS, V_NHP, edge_index = ctx.saved_tensors
         dB_NS, dC_NS, dV_NHP = (torch.zeros_like(x) for x in (B_NS, C_NS, V_NHP))
         d_weight = V_NHP.new_zeros(edge_index.shape[1], V_NHP.shape[1])
@@ -122,14 +123,6 @@ class _StateForm(torch.autograd.Function):
             products = _edge_products(adjoint_NsP.flatten(1), state_NsP.flatten(1), pairs)
             d_weight[pairs.edge, head] += products
         return d_weight, dB_NS, dC_NS, dV_NHP, None, None, None
-
-
-def _refuse_second_derivatives() -> None:
-    if torch.is_grad_enabled():  # in a backward pass only with create_graph=True
-        raise RuntimeError(
-            "resolvent has first derivatives only: leave out create_graph=True, or pass "
-            "backend='reference', which is slow and can be differentiated twice."
-        )
 
 
 def _heads(stack: Stack, *tensors_RHP: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from report import commit
+from tests.benchmarks.plots import draw_growth
 from tests.benchmarks.timing import device_name
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +70,4 @@ def write(measured: dict) -> None:
     }
     known |= {name: about | result for name, result in measured.items()}
     path.write_text(json.dumps(known, indent=1) + "\n")
+    draw_growth(known, path.with_name(f"{path.stem}-growth.png"))

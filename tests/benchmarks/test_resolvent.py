@@ -1,6 +1,7 @@
 """The resolvent against its peers, in whole models, and how its time grows."""
 
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch_geometric.data import Batch
 from datamodules.batching import NodeBudgetSampler
 from kernels.resolvent import make_plan, plan_of, resolvent, spec
 from kernels.resolvent.cost import faster_form
-from kernels.resolvent.spec import RESOLVENT
+from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
 from tests.benchmarks.timing import compare
 from train import CONFIGS
 
@@ -123,6 +124,31 @@ def test_a_training_step_against_rival_models(peptides, green, record, sizes):
     name = f"training step, {BATCHES} batches of 16 peptides of {sizes}"
     times = compare(functions, rounds=5)
     record(name, {"data": source, "parameters": parameters, "times": times})
+
+
+@pytest.mark.parametrize("op", [CHAIN, GRID], ids=["chain", "grid"])
+@pytest.mark.parametrize("passes", [forward, forward_backward], ids=lambda f: f.__name__)
+def test_special_topologies_against_their_peers(green, record, op, passes):
+    green(GREEN, "kernels/test_chain.py", "kernels/test_grid.py")
+    if op is CHAIN and find_spec("mamba_ssm") is None:
+        pytest.skip("mamba-ssm is not installed: make benchmark installs it where pip has it")
+    for name, make in op.benchmarks.items():
+        inputs = make(torch.float32, 0)
+        functions = {"resolvent": op.function} | dict(op.peers)
+        exact = op.function(**{k: in_float64(v) for k, v in inputs.items()})
+        errors = {
+            peer: float((function(**inputs) - exact).norm() / exact.norm())
+            for peer, function in functions.items()
+        }
+        assert errors["resolvent"] < 1e-5
+        times = compare({k: passes(f, [(inputs, None)]) for k, f in functions.items()}, rounds=7)
+        record(f"resolvent, {passes.__name__}, {name}", {"relative_errors": errors, "times": times})
+
+
+def in_float64(value):
+    """Tensors of numbers in float64, all else as it is."""
+    is_numbers = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if is_numbers else value
 
 
 @pytest.mark.parametrize("kind", [spec.peptide, spec.tree], ids=lambda f: f.__name__)

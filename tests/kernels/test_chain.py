@@ -92,6 +92,13 @@ def test_gradcheck(sizes, chunk, reverse):
     assert torch.autograd.gradcheck(lambda *t: chain_resolvent(*t, plan=plan, chunk=chunk), inputs)
 
 
+def test_differentiating_twice_is_refused():
+    tensors = [x.requires_grad_() for x in random_inputs(5)]
+    y = chain_resolvent(*tensors)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(y.sum(), tensors, create_graph=True)
+
+
 @pytest.mark.parametrize("value", [0.0, 1 - 1e-6, -(1 - 1e-6), 1e-30])
 def test_extreme_weights_in_float32(value):
     _, B, C, V = random_inputs(444, torch.float32)

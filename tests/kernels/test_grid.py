@@ -26,14 +26,25 @@ def inputs(images: int, rows: int, columns: int, state: int = 4, head_dim: int =
     return edges, weight, B, C, torch.randn(nodes, 2, head_dim, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (1, 1, 7), (1, 7, 1), (2, 5, 3), (2, 14, 14)], ids=str)
-@pytest.mark.parametrize("state", [1, 16], ids=["by states", "by rows"])
-def test_grids_equal_the_reference(size, state):
-    given = inputs(*size, state=state, head_dim=state)
-    plan = GridPlan(*size)
-    one = torch.tensor([0, len(given[-1])])
+def as_grids(plan: GridPlan, edges, weight, *nodes):
+    """left, top, B, C and V of `grid_resolvent` for edges away from the top left corner."""
+    shape = (plan.images, plan.rows, plan.columns)
+    down = edges[1] - edges[0] == plan.columns if plan.columns > 1 else edges[0] >= 0
+    none = weight.new_zeros(shape[0] * shape[1] * shape[2], weight.shape[1])
+    weights = (none.index_add(0, edges[1, way], weight[way]) for way in (~down, down))
+    return [x.unflatten(0, shape) for x in (*weights, *nodes)]
+
+
+SIZES = [(1, 1, 1), (1, 1, 7), (1, 7, 1), (2, 5, 3), (3, 9, 4), (2, 14, 14)]
+
+
+@pytest.mark.parametrize("form", ["row", "state"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_grids_equal_the_reference(size, form):
+    given = inputs(*size)
     tensors = [t.requires_grad_() for t in given[1:]]
-    y = resolvent(given[0], *tensors, plan=plan)
+    y = grid_resolvent(*as_grids(GridPlan(*size), given[0], *tensors), form=form).flatten(0, 2)
+    one = torch.tensor([0, len(y)])
     want = resolvent_reference(given[0], *tensors, ptr=one, terms=None)
     torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-10)
     cotangent = torch.randn_like(y)
@@ -44,11 +55,51 @@ def test_grids_equal_the_reference(size, state):
     torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-9)
 
 
-def test_gradcheck():
-    edges, *tensors = inputs(1, 3, 2)
-    plan = GridPlan(1, 3, 2)
+@pytest.mark.parametrize("size", [(2, 4, 3), (1, 30, 30)], ids=["rows", "states"])
+def test_a_plan_equals_one_sweep(size):
+    edges, weight, B, C, V = inputs(*size)
+    y = resolvent(edges, weight / 2, B, C, V, plan=GridPlan(*size))
+    torch.testing.assert_close(y, resolvent(edges, weight / 2, B, C, V, mode="dag"))
+
+
+@pytest.mark.parametrize("form", ["row", "state"])
+def test_gradcheck(form):
+    tensors = as_grids(GridPlan(2, 4, 2), *inputs(2, 4, 2, state=2, head_dim=2))
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda *t: grid_resolvent(*t, form=form), tensors)
+
+
+@pytest.mark.parametrize("form", ["row", "state"])
+def test_differentiating_twice_is_refused(form):
+    tensors = [t.requires_grad_() for t in as_grids(GridPlan(1, 3, 2), *inputs(1, 3, 2))]
+    y = grid_resolvent(*tensors, form=form)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(y.sum(), tensors, create_graph=True)
+
+
+@pytest.mark.parametrize("form", ["row", "state"])
+def test_edges_into_the_grid_are_not_read(form):
+    tensors = as_grids(GridPlan(1, 4, 3), *inputs(1, 4, 3))
+    want = grid_resolvent(*tensors, form=form)
+    tensors[0][:, :, 0], tensors[1][:, 0] = 5.0, 7.0
     tensors = [t.requires_grad_() for t in tensors]
-    assert torch.autograd.gradcheck(lambda *t: resolvent(edges, *t, plan=plan), tensors)
+    y = grid_resolvent(*tensors, form=form)
+    torch.testing.assert_close(y, want)
+    d_left, d_top, *_ = torch.autograd.grad(y.sum(), tensors)
+    assert not d_left[:, :, 0].any()
+    assert not d_top[:, 0].any()
+
+
+@pytest.mark.parametrize("form", ["row", "state"])
+def test_inputs_need_not_be_contiguous(form):
+    tensors = as_grids(GridPlan(2, 4, 3), *inputs(2, 4, 3))
+    strided = [t.movedim(0, -1).contiguous().movedim(-1, 0).requires_grad_() for t in tensors]
+    assert not any(t.is_contiguous() for t in strided)
+    y = grid_resolvent(*strided, form=form)
+    want = grid_resolvent(*(t.requires_grad_() for t in tensors), form=form)
+    torch.testing.assert_close(y, want)
+    got, exact = (torch.autograd.grad(x.sum(), t) for x, t in ((y, strided), (want, tensors)))
+    torch.testing.assert_close(got, exact)
 
 
 @pytest.mark.parametrize("root", CORNERS)
@@ -79,27 +130,43 @@ def test_four_dags_are_half_the_sum_of_four_resolvents():
     torch.testing.assert_close(four_dags(left, top, B, C, V), total)
 
 
-def test_a_nan_stays_in_its_image():
-    edges, weight, B, C, V = inputs(3, 4, 4)
-    clean = resolvent(edges, weight, B, C, V, plan=GridPlan(3, 4, 4))
-    V[0] = torch.nan
-    dirty = resolvent(edges, weight, B, C, V, plan=GridPlan(3, 4, 4))
-    assert dirty[:16].isnan().any()
-    torch.testing.assert_close(dirty[16:], clean[16:])
+@pytest.mark.parametrize("form", ["row", "state"])
+@pytest.mark.parametrize("poisoned", range(5), ids=["left", "top", "B", "C", "V"])
+def test_a_nan_stays_in_its_image(poisoned, form):
+    tensors = as_grids(GridPlan(3, 4, 4), *inputs(3, 4, 4))
+    clean = grid_resolvent(*tensors, form=form)
+    tensors[poisoned][1] = torch.nan
+    tensors = [t.requires_grad_() for t in tensors]
+    dirty = grid_resolvent(*tensors, form=form)
+    assert dirty[1].isnan().any()
+    torch.testing.assert_close(dirty[::2], clean[::2])
+    for gradient in torch.autograd.grad(dirty.sum(), tensors):
+        assert gradient[::2].isfinite().all()
 
 
-def test_extreme_decay_and_low_precision():
-    shape = (2, 6, 5, 2)
-    B, C = torch.randn(2, *shape[:3], 4)
-    V = torch.randn(*shape, 3)
-    for weight in (torch.zeros(shape), torch.full(shape, 0.5 - 1e-6)):
-        exact = grid_resolvent(*(x.double() for x in (weight, weight, B, C, V)))
-        torch.testing.assert_close(
-            grid_resolvent(weight, weight, B, C, V).double(), exact, rtol=1e-5, atol=1e-5
-        )
-        low = grid_resolvent(*(x.bfloat16() for x in (weight, weight, B, C, V)))
-        assert low.dtype == torch.bfloat16
-        assert low.isfinite().all()
+@pytest.mark.parametrize("form", ["row", "state"])
+@pytest.mark.parametrize("weight", [0.0, 1 - 1e-6, -(1 - 1e-6), 0.5 - 1e-6])
+def test_extreme_weights_in_float32(weight, form):
+    weight = torch.full((1, 14, 14, 2), weight)
+    B, C = torch.randn(2, 1, 14, 14, 4)
+    tensors = [weight, weight.clone(), B, C, torch.randn(1, 14, 14, 2, 3)]
+    doubles = [t.double().requires_grad_() for t in tensors]
+    exact = grid_resolvent(*doubles, form="state")
+    y = grid_resolvent(*(t.requires_grad_() for t in tensors), form=form)
+    got, want = (torch.autograd.grad(x.sum(), t) for x, t in ((y, tensors), (exact, doubles)))
+    for mine, theirs in zip((y, *got), (exact, *want), strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=1e-5 * scale)
+
+
+def test_low_precision_keeps_its_dtype():
+    tensors = as_grids(GridPlan(2, 6, 5), *inputs(2, 6, 5))
+    low = [t.bfloat16() for t in tensors]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = grid_resolvent(*low)
+    assert y.dtype == torch.bfloat16
+    exact = grid_resolvent(*(t.double() for t in low))
+    torch.testing.assert_close(y.double(), exact, rtol=2**-7, atol=1e-5)
 
 
 def test_errors_say_what_to_do():
@@ -108,3 +175,9 @@ def test_errors_say_what_to_do():
         resolvent(edges.flip(0), weight, B, C, V, plan=GridPlan(1, 3, 3))
     with pytest.raises(ValueError, match="have 8 nodes, but V has 9"):
         resolvent(edges, weight, B, C, V, plan=GridPlan(1, 2, 4))
+    with pytest.raises(ValueError, match="root must be one of top left"):
+        GridPlan(1, 3, 3, root="centre")
+    with pytest.raises(ValueError, match="form must be 'auto', 'row' or 'state'"):
+        grid_resolvent.__wrapped__(*as_grids(GridPlan(1, 3, 3), edges, weight, B, C, V), form="x")
+    with pytest.raises(ValueError, match="form and refine do not apply to a GridPlan"):
+        resolvent(edges, weight, B, C, V, plan=GridPlan(1, 3, 3), form="row")
