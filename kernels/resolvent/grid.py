@@ -149,16 +149,14 @@ class GridPlan:
                 f"{self.images} grids of {self.rows} × {self.columns} have {nodes} nodes, but V "
                 f"has {len(V)}: make the plan from the images' own size."
             )
-        dims = CORNERS[self.root]
-        grids = torch.arange(nodes, device=V.device)
-        grids = grids.view(self.images, self.rows, self.columns)
+        shape, dims = (self.images, self.rows, self.columns), CORNERS[self.root]
+        grids = torch.arange(nodes, device=V.device).view(shape)
         # Where a node stands once the root is at the top left.
-        place = torch.empty_like(grids.flatten())
-        place[grids.flip(dims).flatten()] = grids.flatten()
+        place = grids.flip(dims).flatten()
         source, target = place[edge_index]
-        along_row = (target - source == 1) & (target % self.columns != 0)
-        along_column = target - source == self.columns
-        along_column &= target // self.columns % self.rows != 0
+        step = target - source
+        along_row = (step == 1) & (target % self.columns != 0)
+        along_column = (step == self.columns) & (target // self.columns % self.rows != 0)
         if self.columns == 1:
             along_row = torch.zeros_like(along_row)
         if not (along_row | along_column).all():
@@ -168,13 +166,13 @@ class GridPlan:
                 f"Edge {i} → {j} does not lead from a node to its neighbour away from the "
                 f"{self.root} corner: give the DAG's own edges, or resolve without this plan."
             )
-        none = edge_weight.new_zeros(nodes, edge_weight.shape[1])
-        weights = (
-            none.index_add(0, target[way], edge_weight[way]) for way in (along_row, along_column)
-        )
-        shape = (self.images, self.rows, self.columns)
-        values = (x.unflatten(0, shape).flip(dims) for x in (B, C, V))
-        y = grid_resolvent(*(w.unflatten(0, shape) for w in weights), *values)
+        none = edge_weight.new_zeros(2 * nodes, edge_weight.shape[1])
+        weights = none.index_add(0, target + nodes * along_column, edge_weight)
+        left, top = weights.unflatten(0, (2, *shape))
+        B, C, V = (x.unflatten(0, shape) for x in (B, C, V))
+        if not dims:
+            return grid_resolvent(left, top, B, C, V).flatten(0, 2)
+        y = grid_resolvent(left, top, *(x.flip(dims) for x in (B, C, V)))
         return y.flip(dims).flatten(0, 2)
 
 

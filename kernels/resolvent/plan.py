@@ -233,10 +233,11 @@ def make_plan(
         order: of the elimination that is made here, see `eliminate`.
 
     Raises:
-        ValueError: the elimination belongs to other graphs, or see `eliminate`.
+        ValueError: the elimination belongs to other graphs, or see `check_edges` and `eliminate`.
     """
     if ptr is None:
         ptr = torch.tensor([0, num_nodes], device=edge_index.device)
+    check_edges(edge_index, ptr)
     if elimination is None:
         elimination = eliminate(edge_index, num_nodes, ptr, order)
     rounds, fill_index = elimination
@@ -283,3 +284,24 @@ def make_plan(
         if below.start < below.stop:
             steps.append(Round(below, entries + col[below], left[some], right[some], goal[some]))
     return Plan(ptr, edge_value, row, col, rounds, lowers, steps)
+
+
+def check_edges(edge_index: Int[Tensor, "2 E"], ptr: Int[Tensor, " G1"]) -> None:
+    """On a CPU, where looking costs no synchronisation, refuse edges that no graph can have.
+
+    Raises:
+        ValueError: an edge names no node of the batch, or joins two of its graphs.
+    """
+    if edge_index.device.type != "cpu" or not edge_index.numel():
+        return
+    nodes = int(ptr[-1])
+    if edge_index.min() < 0 or edge_index.max() >= nodes:
+        raise ValueError(
+            f"edge_index must name nodes 0 … {nodes - 1}, "
+            f"got {int(edge_index.min())} … {int(edge_index.max())}."
+        )
+    graph = torch.bucketize(edge_index, ptr[1:], right=True)
+    if (graph[0] != graph[1]).any():
+        raise ValueError(
+            "An edge joins two graphs of the batch: ptr and edge_index do not belong together."
+        )

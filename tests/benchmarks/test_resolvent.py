@@ -121,9 +121,19 @@ def test_a_training_step_against_rival_models(peptides, green, record, sizes):
                 model.task.loss(model(batch), batch).backward()
 
         functions[experiment] = steps
+    functions["stitching plans, all tables"] = lambda: [stitched(b) for b in batches[sizes]]
     name = f"training step, {BATCHES} batches of 16 peptides of {sizes}"
     times = compare(functions, rounds=5)
     record(name, {"data": source, "parameters": parameters, "times": times})
+
+
+def stitched(batch) -> None:
+    """A batch's plan and every table that a training step of the row form asks of it."""
+    plan = plan_of(batch)
+    for half in ("lower", "upper"):
+        plan.sweep(half, transposed=False, padded=True, heads=2)
+        plan.sweep(half, transposed=True, padded=True)
+    plan.pairs(batch.edge_index, padded=True)
 
 
 @pytest.mark.parametrize("op", [CHAIN, GRID], ids=["chain", "grid"])
