@@ -79,7 +79,7 @@ class LU:
     def _solve_(self, X: Tensor, transposed: bool, head: int | None, stack: int | None) -> None:
         for half in ("upper", "lower") if transposed else ("lower", "upper"):
             sweep = self.plan.sweep(half, transposed, stack is not None, self._heads(head))
-            _sweep_(X, self._factors[head], sweep, stack or 0)
+            _sweep_(X, self._factors[head], sweep, stack or 0)  # [None]: all heads
 
     def _residual(
         self, right: Tensor, X: Tensor, transposed: bool, head: int | None, stack: int | None

@@ -25,7 +25,7 @@ def draw_growth(results: dict[str, dict], path: Path) -> None:
         axes.fill_between(nodes, low, high, alpha=0.2, color=line.get_color())
         plans = [row["plan_ms"][1] for row in rows]
         axes.plot(nodes, plans, linestyle=":", color=line.get_color(), label=f"{kind}: planning")
-    shape = ", ".join(f"{result[key]} {key}" for key in ("heads", "state", "head_dim"))
+    shape = f"H = {result['heads']}, S = {result['state']}, P = {result['head_dim']}"
     axes.set(xscale="log", yscale="log", xlabel="nodes of one graph", ylabel="milliseconds")
     axes.set_title(f"kernels.resolvent, state form, {shape}", fontsize=10)
     axes.grid(alpha=0.3)

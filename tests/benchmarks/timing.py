@@ -1,6 +1,7 @@
 """Times of several functions on the same inputs, in one process, in turns."""
 
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +78,8 @@ def is_memory(event) -> bool:
 def device_name() -> str:
     """A name for a results file: the GPU's, or the processor's."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name().replace(" ", "-")
+        return re.sub(r"\W+", "-", torch.cuda.get_device_name())
     cpuinfo = Path("/proc/cpuinfo")
     models = cpuinfo.read_text().split("model name") if cpuinfo.exists() else []
     name = models[1].split(":")[1].split("\n")[0] if len(models) > 1 else platform.machine()
-    return f"{'-'.join(name.split())}-{torch.get_num_threads()}-threads"
+    return re.sub(r"\W+", "-", f"{name.strip()} {torch.get_num_threads()} threads")
