@@ -5,12 +5,13 @@ a band of m = b · K nodes; t images, or t lanes (one head of one image), are wo
 Images never meet in a product, not even as 0 · NaN.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
@@ -130,29 +131,19 @@ class GridPlan:
         if self.root not in CORNERS:
             raise ValueError(f"root must be one of {', '.join(CORNERS)}, got {self.root!r}.")
 
-    def resolvent(
-        self,
-        edge_index: Int[Tensor, "2 E"],
-        edge_weight: Float[Tensor, "E H"],
-        B: Float[Tensor, "N S"],
-        C: Float[Tensor, "N S"],
-        V: Float[Tensor, "N H P"],
-    ) -> Float[Tensor, "N H P"]:
-        """`kernels.resolvent` on these grids; edges in any order, repeated ones add up.
+    def weights(
+        self, edge_index: Int[Tensor, "2 E"], edge_weight: Float[Tensor, "E H"]
+    ) -> tuple[Float[Tensor, "G R K H"], Float[Tensor, "G R K H"]]:
+        """`left` and `top` of `grid_resolvent`, on images turned so that the root is top left.
+
+        Edges may come in any order, repeated ones add up.
 
         Raises:
-            ValueError: an edge does not join neighbours away from the root, or sizes do not fit.
+            ValueError: an edge does not join neighbours away from the root.
         """
-        nodes = self.images * self.rows * self.columns
-        if len(V) != nodes:
-            raise ValueError(
-                f"{self.images} grids of {self.rows} × {self.columns} have {nodes} nodes, but V "
-                f"has {len(V)}: make the plan from the images' own size."
-            )
-        shape, dims = (self.images, self.rows, self.columns), CORNERS[self.root]
-        grids = torch.arange(nodes, device=V.device).view(shape)
-        # Where a node stands once the root is at the top left.
-        place = grids.flip(dims).flatten()
+        shape = (self.images, self.rows, self.columns)
+        grids = torch.arange(math.prod(shape), device=edge_index.device).view(shape)
+        place = self.turned(grids).flatten()
         source, target = place[edge_index]
         step = target - source
         along_row = (step == 1) & (target % self.columns != 0)
@@ -166,14 +157,37 @@ class GridPlan:
                 f"Edge {i} → {j} does not lead from a node to its neighbour away from the "
                 f"{self.root} corner: give the DAG's own edges, or resolve without this plan."
             )
-        none = edge_weight.new_zeros(2 * nodes, edge_weight.shape[1])
-        weights = none.index_add(0, target + nodes * along_column, edge_weight)
-        left, top = weights.unflatten(0, (2, *shape))
-        B, C, V = (x.unflatten(0, shape) for x in (B, C, V))
-        if not dims:
-            return grid_resolvent(left, top, B, C, V).flatten(0, 2)
-        y = grid_resolvent(left, top, *(x.flip(dims) for x in (B, C, V)))
-        return y.flip(dims).flatten(0, 2)
+        none = edge_weight.new_zeros(2 * len(place), edge_weight.shape[1])
+        weights = none.index_add(0, target + len(place) * along_column, edge_weight)
+        return weights.unflatten(0, (2, *shape)).unbind(0)
+
+    def turned(self, x: Shaped[Tensor, "G R K ..."]) -> Shaped[Tensor, "G R K ..."]:
+        """Images turned so that the root is top left, or back."""
+        dims = CORNERS[self.root]
+        return x.flip(dims) if dims else x
+
+    def resolvent(
+        self,
+        edge_index: Int[Tensor, "2 E"],
+        edge_weight: Float[Tensor, "E H"],
+        B: Float[Tensor, "N S"],
+        C: Float[Tensor, "N S"],
+        V: Float[Tensor, "N H P"],
+    ) -> Float[Tensor, "N H P"]:
+        """`kernels.resolvent` on these grids; edges in any order, repeated ones add up.
+
+        Raises:
+            ValueError: an edge does not join neighbours away from the root, or sizes do not fit.
+        """
+        shape = (self.images, self.rows, self.columns)
+        if len(V) != math.prod(shape):
+            raise ValueError(
+                f"{self.images} grids of {self.rows} × {self.columns} have {math.prod(shape)} "
+                f"nodes, but V has {len(V)}: make the plan from the images' own size."
+            )
+        values = (self.turned(x.unflatten(0, shape)) for x in (B, C, V))
+        y = grid_resolvent(*self.weights(edge_index, edge_weight), *values)
+        return self.turned(y).flatten(0, 2)
 
 
 class _Bands(NamedTuple):

@@ -11,8 +11,10 @@ from hydra.utils import instantiate
 from torch_geometric.data import Batch
 
 from datamodules.batching import NodeBudgetSampler
-from kernels.resolvent import make_plan, plan_of, resolvent, spec
+from kernels.resolvent import ChainPlan, make_plan, plan_of, resolvent, spec
+from kernels.resolvent.chain import chain_resolvent
 from kernels.resolvent.cost import faster_form
+from kernels.resolvent.grid import grid_resolvent
 from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
 from tests.benchmarks.timing import compare
 from train import CONFIGS
@@ -69,11 +71,11 @@ def forward(function, cases, **options):
 
 
 def forward_backward(function, cases, **options):
-    """Calls with the gradients of all four tensors."""
+    """Calls with the gradients of all tensors."""
 
     def run():
         for inputs, plan in cases:
-            tensors = {k: inputs[k].detach().requires_grad_() for k in RESOLVENT.differentiable}
+            tensors = {k: x.detach().requires_grad_() for k, x in inputs.items() if is_numbers(x)}
             given = {"plan": plan} if plan else {}
             y = function(**(inputs | tensors), **given, **options)
             torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
@@ -151,14 +153,32 @@ def test_special_topologies_against_their_peers(green, record, op, passes):
             for peer, function in functions.items()
         }
         assert errors["resolvent"] < 1e-5
-        times = compare({k: passes(f, [(inputs, None)]) for k, f in functions.items()}, rounds=7)
+        calls = {k: passes(f, [(inputs, None)]) for k, f in functions.items()}
+        calls["the same, weights in place"] = passes(*without_edges(inputs))
+        times = compare(calls, rounds=7)
         record(f"resolvent, {passes.__name__}, {name}", {"relative_errors": errors, "times": times})
+
+
+def without_edges(inputs: dict):
+    """The plan's own function, and its inputs: what an edge list is turned into on every call."""
+    plan = inputs["plan"]
+    weights = plan.weights(inputs["edge_index"], inputs["edge_weight"])
+    values = {name: inputs[name] for name in ("B", "C", "V")}
+    if isinstance(plan, ChainPlan):
+        return chain_resolvent, [({"weight": weights, "plan": plan} | values, None)]
+    shape = (plan.images, plan.rows, plan.columns)
+    images = {name: plan.turned(x.unflatten(0, shape)) for name, x in values.items()}
+    return grid_resolvent, [(dict(zip(("left", "top"), weights, strict=True)) | images, None)]
 
 
 def in_float64(value):
     """Tensors of numbers in float64, all else as it is."""
-    is_numbers = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.double() if is_numbers else value
+    return value.double() if is_numbers(value) else value
+
+
+def is_numbers(value) -> bool:
+    """Whether this is a tensor that can have a gradient."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 @pytest.mark.parametrize("kind", [spec.peptide, spec.tree], ids=lambda f: f.__name__)

@@ -27,12 +27,9 @@ def inputs(images: int, rows: int, columns: int, state: int = 4, head_dim: int =
 
 
 def as_grids(plan: GridPlan, edges, weight, *nodes):
-    """left, top, B, C and V of `grid_resolvent` for edges away from the top left corner."""
+    """left, top, B, C and V of `grid_resolvent`."""
     shape = (plan.images, plan.rows, plan.columns)
-    down = edges[1] - edges[0] == plan.columns if plan.columns > 1 else edges[0] >= 0
-    none = weight.new_zeros(shape[0] * shape[1] * shape[2], weight.shape[1])
-    weights = (none.index_add(0, edges[1, way], weight[way]) for way in (~down, down))
-    return [x.unflatten(0, shape) for x in (*weights, *nodes)]
+    return [*plan.weights(edges, weight), *(x.unflatten(0, shape) for x in nodes)]
 
 
 SIZES = [(1, 1, 1), (1, 1, 7), (1, 7, 1), (2, 5, 3), (3, 9, 4), (2, 14, 14)]
