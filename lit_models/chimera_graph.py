@@ -131,7 +131,7 @@ def edge_weights(deltas: Deltas, edge_index: Int[Tensor, "2 E"]) -> Float[Tensor
     source, target = edge_index
     ends = deltas.source.index_select(0, source) + deltas.target.index_select(0, target)
     a = torch.exp(-(ends + deltas.edge) / 3)
-    leaving = torch.zeros_like(deltas.self).index_add(0, source, a) + torch.exp(-deltas.self)
+    leaving = torch.exp(-deltas.self).index_add(0, source, a)
     return a / (leaving.clamp(min=1) + NORMALISER_MARGIN).index_select(0, source)
 
 

@@ -1,5 +1,6 @@
 """The elimination order of a graph as a torch-geometric transform, to be cached with the graph."""
 
+import torch
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
@@ -25,6 +26,7 @@ class AddElimination(BaseTransform):
         return f"{type(self).__name__}(version=1, passes={PASSES}, slack={SLACK})"
 
 
+@torch.compiler.disable  # its shapes depend on the graphs
 def plan_of(batch: Data) -> Plan:
     """The plan of a batch; its elimination order is computed where no transform has added it."""
     known = "elimination_round" in batch
