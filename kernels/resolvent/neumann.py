@@ -22,9 +22,7 @@ def neumann_form(
     terms: int,
 ) -> Float[Tensor, "N H P"]:
     """Mix by A⁰ + … + A^(terms−1) instead of the resolvent; memory grows as H · Σ n²."""
-    heads = V.shape[1]
-    entry_E = batch.first_number[edge_index[1]] + batch.place[edge_index[0]]
-    A_H = V.new_zeros(heads, batch.numbers).index_add(1, entry_E, edge_weight.T)
+    A_H = batch.adjacency(edge_index, edge_weight)
     B_RS, C_RS, V_RHP = batch.padded(B), batch.padded(C), batch.padded(V)
     Y_RHP = []
     for stack in batch.stacks:

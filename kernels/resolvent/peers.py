@@ -118,9 +118,5 @@ def _ssd_minimal_discrete() -> Callable:
 def _adjacency(batch: Ragged, edge_index: Tensor, weight_EH: Tensor) -> Tensor:
     """A [G, H, n, n] of a batch in one stack, with A[target, source] = weight."""
     (stack,) = batch.stacks
-    graphs, n, heads = stack.graphs, stack.nodes, weight_EH.shape[1]
-    A_HGnn = weight_EH.new_zeros(heads, graphs * n * n)
-    A_HGnn.index_add_(
-        1, batch.first_number[edge_index[1]] + batch.place[edge_index[0]], weight_EH.T
-    )
-    return A_HGnn.view(heads, graphs, n, n).transpose(0, 1)
+    A_H = batch.adjacency(edge_index, weight_EH)
+    return A_H.unflatten(1, (stack.graphs, stack.nodes, stack.nodes)).transpose(0, 1)

@@ -97,6 +97,15 @@ class Ragged:
         """Numbers of all stacks' matrices."""
         return self.stacks[-1].numbers.stop if self.stacks else 0
 
+    def adjacency(
+        self, edge_index: Int[Tensor, "2 E"], edge_weight: Float[Tensor, "E H"]
+    ) -> Float[Tensor, "H numbers"]:
+        """A of all stacks' matrices, A[target, source] = weight; repeated edges add up."""
+        source, target = edge_index
+        entry = self.first_number[target] + self.place[source]
+        A = edge_weight.new_zeros(edge_weight.shape[1], self.numbers)
+        return A.index_add(1, entry, edge_weight.T)
+
     def padded(self, x: Float[Tensor, "N ..."]) -> Float[Tensor, "slots ..."]:
         """The rows of all stacks, zero on padding."""
         return x.new_zeros(self.slots, *x.shape[1:]).index_copy_(0, self.slot, x)
