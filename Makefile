@@ -11,7 +11,8 @@ ARGS ?=
 export DATA_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume eval predict test test-slow test-faults benchmark fit-costs lint tensorboard doctor list clean
+.PHONY: help setup train resume eval predict test test-slow test-faults benchmark fit-costs compile-kernels lint tensorboard \
+	doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-train
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +59,9 @@ $(PEERS): $(INSTALLED)
 fit-costs: setup ## fit this machine's cost model of the resolvent's forms
 	$(RUN_PYTHON) -m kernels.resolvent.cost
 
+compile-kernels: setup ## compile the Triton kernels for sm_80 and sm_90; none may spill registers: [ARGS=mix]
+	$(RUN_PYTHON) -m kernels.aot $(ARGS)
+
 lint: setup ## check style and formatting
 	$(RUN_PYTHON) -m ruff check .
 	$(RUN_PYTHON) -m ruff format --check .
@@ -71,5 +75,40 @@ doctor: setup ## what works on this machine
 list: setup ## every experiment: paper, what it shows, time, hardware
 	$(RUN_PYTHON) -m tools.list_experiments
 
+# For a GPU machine without network. gpu/ is what travels: there it is unpacked into .gpu/ and data/,
+# and what is to come back, and to be in gpu/ when a bare machine is to go on, is left in OUT.
+GPU_PYTHON ?= python3
+GPU_RUN = PYTHONPATH=$(CURDIR)/.gpu/site:$(CURDIR) $(GPU_PYTHON)
+MINUTES ?= 8
+OUT ?= gpu
+export OUT
+gpu-bundle gpu-train: SCALE = paper
+gpu-train: TRAINER = gpu
+
+gpu-bundle: setup ## pack code, wheels and data for a GPU machine without network: [EXP="…"] [ARGS=--no-wheels]
+	$(RUN_PYTHON) -m tools.gpu_bundle $(EXP) scale=$(SCALE) $(ARGS)
+
+gpu-setup: .gpu/.installed ## there: unpack gpu/, once; the three below do it themselves
+
+.gpu/.installed: gpu/SHA256SUMS
+	cd gpu && sha256sum --check --quiet SHA256SUMS
+	rm -rf .gpu/site && mkdir -p .gpu/site data
+	$(if $(wildcard gpu/wheels/*.whl),$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target .gpu/site gpu/wheels/*.whl)
+	tar -xzf gpu/data.tar.gz --no-same-owner --skip-old-files -C data
+	touch $@
+
+gpu/SHA256SUMS:
+	@echo 'error: there is no gpu/ here: run `make gpu-bundle` on a machine with network and bring gpu/, or gpu-bundle.tar.gz.'; exit 1
+
+gpu-test: gpu-setup ## there: the kernels' tests, without those that have passed: [ARGS=--again]
+	$(GPU_RUN) -m pytest -p tools.gpu_tests tests/kernels $(ARGS)
+
+gpu-benchmark: gpu-setup ## there: the benchmarks, without those that are done: [ARGS=--again]
+	$(GPU_RUN) -m pytest -p tools.gpu_tests --benchmark $(ARGS)
+
+gpu-train: gpu-setup ## there: train for MINUTES, from where it stands: EXP=… [MINUTES=8] [SCALE=paper] [ARGS=seed=1]
+	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make gpu-train EXP=chimera_lrgb.'; exit 1; }
+	$(GPU_RUN) -m tools.gpu_train $(EXP) --minutes $(MINUTES) --out "$(OUT)" scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
+
 clean: ## delete the virtual environment and caches; runs/ and data/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .gpu .pytest_cache .ruff_cache *.egg-info

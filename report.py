@@ -1,5 +1,6 @@
 """What a finished run says: report.json for machines, a last screen for people."""
 
+import hashlib
 import json
 import math
 import os
@@ -83,18 +84,42 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the code, with `-dirty` where the working tree differs; None outside git."""
+    """The commit of the code, with `-dirty` where the working tree differs.
+
+    Outside git it is the commit that `make gpu-bundle` packed; None where there is neither.
+    """
     root = Path(__file__).parent
-    if shutil.which("git") is None:
+    if (root / ".git").exists() and shutil.which("git") is not None:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+        if described:
+            return described
+    bundle = root / "gpu" / "bundle.json"
+    if not bundle.is_file():
         return None
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or None
+    packed = json.loads(bundle.read_text())
+    changed = packed["code"] != code() and not str(packed["commit"]).endswith("-dirty")
+    return f"{packed['commit']}-dirty" if changed else packed["commit"]
+
+
+def code() -> str:
+    """12 hex digits that are equal for equal code, configs and tests, with git or without."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    files = [
+        path
+        for folder in ("configs", "datamodules", "kernels", "lit_models", "tests", "tools")
+        for path in (root / folder).rglob("*.*")
+        if path.suffix in (".py", ".yaml", ".json")
+    ]
+    for path in sorted([*files, *root.glob("*.py")]):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
@@ -110,6 +135,7 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
     data = OmegaConf.to_container(cfg.data, resolve=True)
     # Everything else says which data these are.
     how = ("_target_", "batch_size", "num_workers", "size_jitter", "pre_transform")
+    how += ("batch_transform",)
     overrides = [f"data.{k}={json.dumps(v)}" for k, v in data.items() if k not in how]
     overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed")]
     environment = {

@@ -1,12 +1,14 @@
 """What every data module of graphs offers to training and to reports."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch_geometric.data import Batch
 
 from datamodules.batching import GraphLoader, graph_loader
 
@@ -21,6 +23,7 @@ class GraphDataModule(L.LightningDataModule):
         num_workers: loading processes.
         shuffle_seed: of the order of the training graphs.
         size_jitter: how far training batches mix sizes of graphs, see NodeBudgetSampler.
+        batch_transform: of every batch, in the process that loads it.
 
     Attributes:
         task: what is predicted, for reports and titles.
@@ -43,10 +46,12 @@ class GraphDataModule(L.LightningDataModule):
         num_workers: int = 0,
         shuffle_seed: int = 0,
         size_jitter: float = 0.1,
+        batch_transform: Callable[[Batch], Batch] | None = None,
     ):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_seed, self.size_jitter = shuffle_seed, size_jitter
+        self.batch_transform = batch_transform
         self._training: GraphLoader | None = None
         self._position: dict[str, int] = {}
 
@@ -74,6 +79,10 @@ class GraphDataModule(L.LightningDataModule):
     def test_dataloader(self) -> GraphLoader:
         """Batches of the test graphs, always in the same order."""
         return self._loader(self.test_dataset, shuffle=False)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
+        """Without waiting: loaders leave batches for a GPU in page-locked memory."""
+        return batch.to(device, non_blocking=True)
 
     def num_nodes(self, dataset: Dataset) -> Tensor:
         """int64 [graphs]: nodes of each graph of a split."""
@@ -114,4 +123,5 @@ class GraphDataModule(L.LightningDataModule):
             seed=self.shuffle_seed,
             size_jitter=self.size_jitter,
             num_workers=self.num_workers,
+            transform=self.batch_transform,
         )

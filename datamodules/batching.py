@@ -1,12 +1,14 @@
 """Batches of graphs by node budget, in an order that a resumed run continues exactly."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
 from datamodules.errors import DataError
@@ -80,6 +82,17 @@ class NodeBudgetSampler(Sampler[list[int]]):
         return [batches[i] for i in rng.permutation(self.total)] if self.shuffle else batches
 
 
+@dataclass
+class _Then:
+    """One function after another, in a form that processes can be handed."""
+
+    first: Callable
+    second: Callable
+
+    def __call__(self, value: object) -> object:
+        return self.second(self.first(value))
+
+
 class GraphLoader(DataLoader):
     """A DataLoader of a NodeBudgetSampler that knows which batch of which epoch comes next.
 
@@ -89,15 +102,24 @@ class GraphLoader(DataLoader):
 
     batch_sampler: NodeBudgetSampler
 
-    def __init__(self, dataset: Dataset, sampler: NodeBudgetSampler, num_workers: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: NodeBudgetSampler,
+        num_workers: int,
+        transform: Callable[[Batch], Batch] | None = None,
+    ):
         super().__init__(
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
             persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
             # Worker seeds come from here, so that the model's random stream stays its own.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
+        if transform is not None:
+            self.collate_fn = _Then(self.collate_fn, transform)
         self.epoch, self.batch, self._begun = 0, 0, False
 
     def __iter__(self) -> Iterator:
@@ -125,6 +147,7 @@ def graph_loader(
     seed: int = 0,
     size_jitter: float = 0.1,
     num_workers: int = 0,
+    transform: Callable[[Batch], Batch] | None = None,
 ) -> GraphLoader:
     """Batches of `dataset` for this process, see NodeBudgetSampler and GraphLoader.
 
@@ -135,10 +158,11 @@ def graph_loader(
         shuffle: for training.
         seed, size_jitter: of the shuffling.
         num_workers: loading processes.
+        transform: of every batch, in the process that loads it.
     """
     rank, replicas = _process_group()
     sampler = NodeBudgetSampler(num_nodes, batch_size, shuffle, seed, rank, replicas, size_jitter)
-    return GraphLoader(dataset, sampler, num_workers)
+    return GraphLoader(dataset, sampler, num_workers, transform)
 
 
 def _process_group() -> tuple[int, int]:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, Dataset
+from torch_geometric.data import Batch, Data, Dataset
 from torch_geometric.datasets import LRGBDataset
 
 from datamodules import generated_peptides, generated_superpixels
@@ -136,6 +136,7 @@ class LRGBDataModule(GraphDataModule):
         size_jitter: how far training batches mix sizes of graphs, see NodeBudgetSampler.
         pre_transform: a PyG transform of whole batches whose results are cached with the graphs,
             see `GraphTable.transformed`; its `repr` is to name all it depends on.
+        batch_transform: of every batch, in the process that loads it.
 
     Attributes:
         source_used: "official" or "generated", known after `prepare_data()` or `setup()`.
@@ -162,8 +163,9 @@ class LRGBDataModule(GraphDataModule):
         shuffle_seed: int = 0,
         size_jitter: float = 0.1,
         pre_transform: Callable[[Data], Data] | None = None,
+        batch_transform: Callable[[Batch], Batch] | None = None,
     ):
-        super().__init__(batch_size, num_workers, shuffle_seed, size_jitter)
+        super().__init__(batch_size, num_workers, shuffle_seed, size_jitter, batch_transform)
         if task not in TASKS:
             raise DataError(
                 f"There is no LRGB task {task!r}: set data.task to one of {', '.join(TASKS)}."

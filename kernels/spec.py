@@ -20,9 +20,12 @@ class OpSpec:
         reference: the same in float64, as the textbook has it; takes the inputs of a case.
         differentiable: names of the inputs that have a gradient.
         variants: every backend or form that is to be tested, as options of `function`.
+        gpu_variants: likewise of the kernels for a GPU, which tests interpret where there is none.
         cases: inputs by name, made for a dtype from a seed.
         benchmarks: inputs of real size by name, likewise.
         peers: other ways to the same result by name; they take the inputs of a case.
+        gpu_peers: likewise, on a GPU alone.
+        flop: of a forward pass of the kernels on some inputs, and of a backward pass.
     """
 
     name: str
@@ -30,6 +33,9 @@ class OpSpec:
     reference: Callable
     differentiable: tuple[str, ...]
     variants: Mapping[str, dict[str, Any]]
+    gpu_variants: Mapping[str, dict[str, Any]]
     cases: Mapping[str, Callable[[torch.dtype, int], Inputs]]
     benchmarks: Mapping[str, Callable[[torch.dtype, int], Inputs]]
     peers: Mapping[str, Callable]
+    gpu_peers: Mapping[str, Callable]
+    flop: Callable[..., tuple[int, int]]

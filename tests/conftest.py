@@ -1,6 +1,15 @@
-"""Shape annotations are enforced while testing, not while a time is measured."""
+"""Shape annotations are enforced while testing, not while a time is measured.
 
+Where there is no GPU, Triton kernels are interpreted, which must be known before they are imported.
+"""
+
+import os
 import sys
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from jaxtyping import install_import_hook
 
@@ -10,7 +19,6 @@ if "--benchmark" not in sys.argv:
 from pathlib import Path
 
 import pytest
-import torch
 
 torch.set_flush_denormal(True)  # as the entry points do
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 OPTIONAL = {
-    "triton": "torch.compile on a GPU",
+    "triton": "the kernels for a GPU",
     "hydra-submitit-launcher": "sweeps on a SLURM cluster",
     "ogb": "tests of the molecular features",
 }

@@ -8,19 +8,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels.resolvent.backends import Backend, choose_backend
 from kernels.resolvent.chain import ChainPlan, bidirectional_chain
-from kernels.resolvent.cost import faster_form
+from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.elimination import Elimination, eliminate
 from kernels.resolvent.grid import GridPlan, four_dags
 from kernels.resolvent.neumann import neumann_error, neumann_form
 from kernels.resolvent.plan import Plan, check_edges, make_plan
 from kernels.resolvent.ragged import Ragged
 from kernels.resolvent.reference import resolvent_matrix, resolvent_reference
+from kernels.resolvent.schedule import schedule_of
 from kernels.resolvent.torch_backend import row_form, state_form
-from kernels.resolvent.transform import AddElimination, plan_of
+from kernels.resolvent.transform import AddElimination, AddPlan, plan_of
 
 __all__ = [
     "AddElimination",
+    "AddPlan",
     "ChainPlan",
     "Elimination",
     "GridPlan",
@@ -41,10 +44,8 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["exact", "dag", "neumann"]
 Form = Literal["auto", "row", "state"]
-Backend = Literal["auto", "torch", "reference"]
 
 
-@torch.compiler.disable
 def resolvent(
     edge_index: Int[Tensor, "2 E"],
     edge_weight: Float[Tensor, "E H"],
@@ -89,8 +90,9 @@ def resolvent(
         refine: steps of iterative refinement after every solve. 0 demands that every graph's I − A
             is diagonally dominant, by its columns or by its rows, or that the graph has no cycles
             (checked on the CPU); from 1 on any I − A is tried and the residual checked and logged.
-        backend: `torch` (sparse, any device), `reference` (float64 textbook loop), or `auto`,
-            which is `torch`; the choice is logged once.
+        backend: `triton` (kernels for a GPU; the exact modes without refinement, no float64),
+            `torch` (vectorised, any device), `reference` (float64 textbook loop), or `auto`,
+            which is `triton` on a GPU wherever it can be, else `torch`; the choice is logged once.
 
     Returns:
         [N, H, P] mixed values.
@@ -101,11 +103,81 @@ def resolvent(
 
     Source: Lahoti et al., "Chimera: State Space Models Beyond Sequences", arXiv:2510.12111.
     """
+    check_terms(mode, terms)
+    able = mode != "neumann" and not refine
+    backend = choose_backend(backend, (edge_weight, B, C, V), able)
+    if backend == "triton":
+        _check(edge_index, edge_weight, B, C, V)
+        return _by_triton(edge_index, edge_weight, B, C, V, ptr, plan, mode, form)
+    inputs = (edge_index, edge_weight, B, C, V)
+    return _elsewhere(*inputs, ptr, plan, mode, terms, form, refine, backend)
+
+
+def _by_triton(
+    edge_index: Tensor,
+    edge_weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    ptr: Tensor | None,
+    plan: Plan | ChainPlan | GridPlan | None,
+    mode: Mode,
+    form: Form,
+) -> Tensor:
+    """Only looks at tensors' shapes where a plan with a schedule is given, so it can be traced."""
+    from kernels.resolvent import triton_backend
+
+    inputs = (edge_index, edge_weight, B, C, V)
+    if isinstance(plan, ChainPlan | GridPlan):
+        _check_no_form(plan, form, 0)
+        _log_choice("triton", type(plan).__name__, V.device.type)
+        return plan.resolvent(*inputs, backend="triton")
+    if plan is None:
+        plan = _make_plan(edge_index, V, ptr, mode)
+    _check_plan(plan, edge_index, V, mode)
+    if plan.schedule is None or plan.schedule.table.device != V.device:
+        _lay_out(plan, V.device)
+    if form == "auto":
+        form = faster_form_on_gpu(plan, B.shape[1], *V.shape[1:])
+    _log_choice("triton", f"{mode}, {form} form", V.device.type)
+    compute = triton_backend.row_form if form == "row" else triton_backend.state_form
+    return compute(*inputs, schedule=plan.schedule)
+
+
+@torch.compiler.disable
+def _make_plan(edge_index: Tensor, V: Tensor, ptr: Tensor | None, mode: Mode) -> Plan:
+    ptr = _batch_boundaries(ptr, V)
+    _check_ptr(ptr, V.shape[0])
+    order = "topological" if mode == "dag" else "min_degree"
+    return make_plan(edge_index, V.shape[0], ptr, order=order)
+
+
+@torch.compiler.disable
+def _lay_out(plan: Plan, device: torch.device) -> None:
+    plan.schedule = schedule_of(plan).to(device)
+
+
+@torch.compiler.disable
+def _elsewhere(
+    edge_index: Tensor,
+    edge_weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    ptr: Tensor | None,
+    plan: Plan | ChainPlan | GridPlan | None,
+    mode: Mode,
+    terms: int | None,
+    form: Form,
+    refine: int,
+    backend: str,
+) -> Tensor:
+    """The torch backend and the reference."""
     if isinstance(plan, Plan) and ptr is None:
         ptr = plan.ptr
     ptr = _batch_boundaries(ptr, V)
-    _check(edge_index, edge_weight, B, C, V, ptr)
-    check_terms(mode, terms)
+    _check(edge_index, edge_weight, B, C, V)
+    _check_ptr(ptr, V.shape[0])
     dtype = torch.promote_types(V.dtype, torch.float32)
     with torch.autocast(V.device.type, enabled=False):
         inputs = (edge_index, *(t.to(dtype) for t in (edge_weight, B, C, V)))
@@ -118,26 +190,26 @@ def resolvent(
             _log_choice("torch", mode, V.device.type)
             return neumann_form(*inputs, batch=Ragged(ptr, V.shape[0]), terms=terms).to(V.dtype)
         if isinstance(plan, ChainPlan | GridPlan):
-            if form != "auto" or refine:
-                raise ValueError(
-                    f"form and refine do not apply to a {type(plan).__name__}: leave them out, or "
-                    "make a plan of the edges by make_plan."
-                )
+            _check_no_form(plan, form, refine)
             _log_choice("torch", type(plan).__name__, V.device.type)
-            return plan.resolvent(*inputs).to(V.dtype)
+            return plan.resolvent(*inputs, backend="torch").to(V.dtype)
         if plan is None:
-            order = "topological" if mode == "dag" else "min_degree"
-            plan = make_plan(edge_index, V.shape[0], ptr, order=order)
+            plan = _make_plan(edge_index, V, ptr, mode)
         _check_plan(plan, edge_index, V, mode)
         if form == "auto":
-            form = faster_form(plan, B.shape[1], *V.shape[1:], V.device.type)
+            form = faster_form(plan, B.shape[1], *V.shape[1:])
         _log_choice("torch", f"{mode}, {form} form", V.device.type)
         compute = {"row": row_form, "state": state_form}[form]
-        return compute(*inputs, plan=plan, refine=refine).to(V.dtype)
+        return compute(*inputs, plan=plan.on(V.device), refine=refine).to(V.dtype)
+
+
+def _log_choice(backend: str, mode: str, device: str) -> None:
+    if not torch.compiler.is_compiling():
+        _log_once(backend, mode, device)
 
 
 @functools.cache
-def _log_choice(backend: str, mode: str, device: str) -> None:
+def _log_once(backend: str, mode: str, device: str) -> None:
     log.info("resolvent: backend %s, mode %s on %s", backend, mode, device)
 
 
@@ -145,10 +217,8 @@ def _batch_boundaries(ptr: Tensor | None, V: Tensor) -> Tensor:
     return torch.tensor([0, V.shape[0]], device=V.device) if ptr is None else ptr
 
 
-def _check(
-    edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor, ptr: Tensor
-) -> None:
-    """Compare what no shape annotation can see at run time, without reading device memory."""
+def _check(edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor) -> None:
+    """Compare what no shape annotation can see at run time, without reading any number."""
     nodes, heads = V.shape[:2]
     if edge_weight.shape != (edge_index.shape[1], heads):
         raise ValueError(
@@ -160,10 +230,21 @@ def _check(
             f"B and C must both be [nodes, state] with {nodes} nodes as in V, "
             f"got {list(B.shape)} and {list(C.shape)}."
         )
+
+
+def _check_ptr(ptr: Tensor, nodes: int) -> None:
     if ptr.device.type == "cpu" and (ptr[0] != 0 or ptr[-1] != nodes or (ptr.diff() < 0).any()):
         raise ValueError(
             f"ptr must rise from 0 to the {nodes} nodes of V, got {ptr.tolist()}: "
             "pass the batch's own ptr."
+        )
+
+
+def _check_no_form(plan: ChainPlan | GridPlan, form: Form, refine: int) -> None:
+    if form != "auto" or refine:
+        raise ValueError(
+            f"form and refine do not apply to a {type(plan).__name__}: leave them out, or "
+            "make a plan of the edges by make_plan."
         )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
+from kernels.resolvent.backends import Backend, can_be_checked, choose_backend
 
 # Numbers per temporary array: large enough to feed the cores, small enough to stay near them.
 CPU_TILE, GPU_TILE = 2**19, 2**27
@@ -30,6 +31,7 @@ def chain_resolvent(
     *,
     plan: "ChainPlan | None" = None,
     chunk: int | None = None,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "N H P"]:
     """Mix node values along chains: y_i = ⟨C_i, h_i⟩, h_i = w_i h_{i−1} + B_i ⊗ v_i per head.
 
@@ -46,19 +48,22 @@ def chain_resolvent(
         V: [N, H, P] values per head.
         plan: the chains of a batch and their direction; None for one chain 0 → 1 → … → N − 1.
             A zero weight also ends a chain, but lets a NaN through.
-        chunk: most nodes of one chunk; None takes 64, or 32 where S · P < 2048.
+        chunk: most nodes of one chunk of the torch backend; None takes 64, or 32 where
+            S · P < 2048.
+        backend: `triton`, `torch` or `auto`, see `kernels.resolvent`.
 
     Returns:
         [N, H, P] mixed values.
 
     Raises:
-        ValueError: shapes, plan or chunk do not fit.
+        ValueError: shapes, plan, chunk or backend do not fit.
 
     Source: Dao & Gu, "Transformers are SSMs", arXiv:2405.21060, section 6; a chain is Chimera's
     simplest graph, Lahoti et al., arXiv:2510.12111.
     """
     nodes = V.shape[0]
     plan = ChainPlan((nodes,)) if plan is None else plan
+    backend = choose_backend(backend, (weight, B, C, V), able=chunk is None)
     if chunk is None:
         chunk = 64 if B.shape[-1] * V.shape[-1] >= 2048 else 32
     if weight.shape != V.shape[:2] or B.shape != C.shape or B.shape[0] != nodes:
@@ -73,6 +78,10 @@ def chain_resolvent(
         )
     if not V.numel():
         return torch.zeros_like(V)
+    if backend == "triton":
+        from kernels.resolvent.triton_backend.chain import chain_product
+
+        return chain_product(weight, B, C, V, plan.sizes, plan.reverse)
     layout = _lay_out(plan.sizes, plan.reverse, chunk, V.device)
     return in_float32(lambda *t: _Chain.apply(*t, layout), weight, B, C, V)
 
@@ -86,6 +95,7 @@ def bidirectional_chain(
     *,
     plan: "ChainPlan | None" = None,
     chunk: int | None = None,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "N H P"]:
     """Sum of a forward and a backward chain: an undirected line as language models read it.
 
@@ -96,7 +106,7 @@ def bidirectional_chain(
         weight_backward: [N, H] weight of the edge i + 1 → i, at node i.
         B, C, V: as in `chain_resolvent`; a pair gives each direction its own (forward, backward).
         plan: the chains of a batch, in either direction; None for one chain.
-        chunk: as in `chain_resolvent`.
+        chunk, backend: as in `chain_resolvent`.
 
     Returns:
         [N, H, P] mixed values.
@@ -111,8 +121,9 @@ def bidirectional_chain(
     )
     plan = ChainPlan((V.shape[0],)) if plan is None else plan
     there, back = (replace(plan, reverse=reverse) for reverse in (False, True))
-    return chain_resolvent(weight_forward, B, C, V, plan=there, chunk=chunk) + chain_resolvent(
-        weight_backward, B_back, C_back, V_back, plan=back, chunk=chunk
+    how = {"chunk": chunk, "backend": backend}
+    return chain_resolvent(weight_forward, B, C, V, plan=there, **how) + chain_resolvent(
+        weight_backward, B_back, C_back, V_back, plan=back, **how
     )
 
 
@@ -148,10 +159,17 @@ class ChainPlan:
         Repeated edges add up, as in `kernels.resolvent`.
 
         Raises:
-            ValueError: an edge does not join neighbours of one chain in the plan's direction.
+            ValueError: an edge does not join neighbours of one chain in the plan's direction
+                (checked on the CPU).
         """
+        if can_be_checked(edge_index):
+            self._check(edge_index)
+        none = edge_weight.new_zeros(sum(self.sizes), edge_weight.shape[1])
+        return none.index_add(0, edge_index[1], edge_weight)
+
+    def _check(self, edge_index: Tensor) -> None:
         nodes = sum(self.sizes)
-        ends = torch.tensor(self.sizes, device=edge_index.device).cumsum(0)
+        ends = torch.tensor(self.sizes).cumsum(0)
         source, target = edge_index
         chain = torch.bucketize(edge_index, ends, right=True)
         stray = (target - source != (-1 if self.reverse else 1)) | (chain[0] != chain[1])
@@ -163,8 +181,6 @@ class ChainPlan:
                 f"this plan: give {'(i + 1, i)' if self.reverse else '(i, i + 1)'} within one "
                 "graph, or resolve without this plan."
             )
-        none = edge_weight.new_zeros(nodes, edge_weight.shape[1])
-        return none.index_add(0, target, edge_weight)
 
     def resolvent(
         self,
@@ -173,9 +189,11 @@ class ChainPlan:
         B: Float[Tensor, "N S"],
         C: Float[Tensor, "N S"],
         V: Float[Tensor, "N H P"],
+        backend: Backend = "auto",
     ) -> Float[Tensor, "N H P"]:
         """`kernels.resolvent` on this plan's chains; errors as `weights` and `chain_resolvent`."""
-        return chain_resolvent(self.weights(edge_index, edge_weight), B, C, V, plan=self)
+        weight = self.weights(edge_index, edge_weight)
+        return chain_resolvent(weight, B, C, V, plan=self, backend=backend)
 
 
 def chain_matrix(weight: Float[Tensor, "*batch Q"]) -> Float[Tensor, "*batch Q Q"]:

@@ -1,9 +1,11 @@
 """Which form of the resolvent is faster: a model of launches, bytes and FLOP, fitted per device.
 
+On a GPU the model also counts what a program does one after the other: levels of a sparse LU, tiles
+of a dense front and their products. So it also says how large a front should be, see `schedule.py`.
+
 python -m kernels.resolvent.cost      fits it on this machine and rewrites cost.json
 """
 
-import functools
 import json
 import platform
 import time
@@ -15,26 +17,58 @@ import torch
 from kernels.resolvent.plan import Plan
 
 PATH = Path(__file__).with_name("cost.json")
-TERMS = ("launches", "sweep_bytes", "dense_bytes", "flop")
+FRONTS = (0, 16, 32, 64, 128, 256, 512)
+# Seconds a unit on a GPU that nobody has fitted: orders of magnitude of data sheets, not measured.
+UNFITTED = {
+    "launches": 4e-6,
+    "levels": 1e-6,
+    "tiles": 1e-6,
+    "tile_products": 2e-7,
+    "bytes": 3e-13,
+    "flop": 5e-14,
+}
+FORMS = ("row", "state")
+FITTED = json.loads(PATH.read_text())
+GPU_UNIT = FITTED["cuda"]["seconds"] if "cuda" in FITTED else UNFITTED
 
 
-def faster_form(plan: Plan, state: int, heads: int, head_dim: int, device: str) -> str:
-    """`row` or `state`, whichever the model expects to take less time, forward and backward.
+def faster_form(plan: Plan, state: int, heads: int, head_dim: int) -> str:
+    """The torch backend's form that is expected to take less time, forward and backward.
 
     Args:
         plan: of the graphs.
         state, heads, head_dim: S, H, P.
-        device: type of the device; one that was not fitted uses the CPU's numbers.
     """
-    fitted = _fitted()
-    seconds = fitted.get(device, fitted["cpu"])["seconds"]
-    return min(
-        ("row", "state"),
-        key=lambda form: sum(
-            seconds[term] * amount
-            for term, amount in amounts(plan, state, heads, head_dim, form).items()
-        ),
-    )
+    unit = FITTED["cpu"]["seconds"]
+    size = (state, heads, head_dim)
+    return min(FORMS, key=lambda form: _seconds(amounts(plan, *size, form), unit))
+
+
+def faster_form_on_gpu(plan: Plan, state: int, heads: int, head_dim: int) -> str:
+    """The same of the Triton kernels; reads no tensor of a plan that has a schedule."""
+    size = (state, heads, head_dim)
+    return min(FORMS, key=lambda form: _seconds(amounts_on_gpu(plan, *size, form), GPU_UNIT))
+
+
+def best_front(plan: Plan) -> int:
+    """The most nodes of a graph's dense front with which the kernels are expected to be fastest."""
+    if plan.triangular:
+        return 0  # one sweep solves the system
+    return min(FRONTS, key=lambda front: _seconds(_in_turn(*depth(plan, front), 2), GPU_UNIT))
+
+
+def depth(plan: Plan, front: int) -> tuple[int, int, int]:
+    """Most levels of a graph outside of its front, most tiles of a front, and rows of a tile."""
+    left = plan.nodes_left()
+    if not left.numel():
+        return 0, 0, 16
+    most = int(torch.where(left <= front, left, 0).max())
+    tile = 16 if most <= 64 else 32
+    return int((left > front).sum(1).max()), -(-most // tile), tile
+
+
+def _seconds(amount: dict[str, int], unit: dict[str, float]) -> float:
+    return sum(unit[term] * number for term, number in amount.items())
 
 
 def amounts(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> dict[str, int]:
@@ -42,25 +76,49 @@ def amounts(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> dic
     by_row = form == "row"
     solves = 2 if by_row else 3
     numbers = plan.numbers if by_row else plan.num_nodes * state * head_dim
-    # A level reads every term of its sums and writes every sum twice; edges meet two rows each.
-    touched = solves * (2 * plan.num_entries + 3 * plan.num_nodes) + 2 * len(plan.edge_value)
     return {
         "launches": heads * (2 * solves * plan.levels(padded=by_row) + 40),
-        "sweep_bytes": heads * 4 * numbers * touched // max(1, plan.num_nodes),
+        "sweep_bytes": heads * 4 * numbers * _touched(plan, solves) // max(1, plan.num_nodes),
         "dense_bytes": heads * 4 * (8 if by_row else 6) * numbers,
         "flop": 6 * numbers * (state + heads * head_dim) if by_row else 0,
     }
 
 
-@functools.cache
-def _fitted() -> dict:
-    return json.loads(PATH.read_text())
+def amounts_on_gpu(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> dict[str, int]:
+    """The same of the Triton kernels, and what their programs do one after the other."""
+    schedule = plan.schedule
+    by_row = form == "row"
+    solves = 2 if by_row else 3
+    numbers = schedule.numbers if by_row else plan.num_nodes * state * head_dim
+    sweeps = numbers * _touched(plan, solves) // max(1, plan.num_nodes)
+    return {
+        "launches": 10 if by_row else 12,
+        **_in_turn(schedule.levels, schedule.tiles, schedule.tile, solves),
+        "bytes": heads * 4 * (sweeps + (8 if by_row else 6) * numbers),
+        "flop": heads * 10 * numbers * (state + head_dim) if by_row else 0,
+    }
+
+
+def _touched(plan: Plan, solves: int) -> int:
+    """Rows that solves and edges read and write."""
+    # A level reads every term of its sums and writes every sum twice; edges meet two rows each.
+    return solves * (2 * plan.num_entries + 3 * plan.num_nodes) + 2 * len(plan.edge_value)
+
+
+def _in_turn(levels: int, tiles: int, tile: int, solves: int) -> dict[str, int]:
+    """Steps of a factorisation and some solves."""
+    return {
+        "levels": (1 + 2 * solves) * levels,
+        # An inversion of a tile takes its rows in turn, each for a part of the time of a step.
+        "tiles": (tile // 4 + 2 * solves) * tiles,
+        "tile_products": tiles**3 // 3 + solves * tiles**2,
+    }
 
 
 def measure(
     device: str, seconds_a_form: float = 0.5
 ) -> Iterator[tuple[dict[str, int], float, str]]:
-    """Amounts, measured median seconds, and the shape, for both forms on a range of shapes."""
+    """Amounts, measured median seconds, and what was measured, on a range of shapes."""
     from kernels.resolvent import spec  # it imports this module by way of the op
 
     shapes = [
@@ -79,17 +137,27 @@ def measure(
     for graphs, heads, state, head_dim in shapes:
         inputs = spec.make(graphs, torch.float32, 0, heads=heads, state=state, head_dim=head_dim)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        plan = _plan(inputs)
-        for form in ("row", "state"):
-            median = _median(inputs, plan, form, seconds_a_form)
-            label = f"{len(graphs)} x {graphs[0][0].__name__} of {graphs[0][1]}, {form}"
-            yield amounts(plan, state, heads, head_dim, form), median, label
+        size = (state, heads, head_dim)
+        for form in FORMS:
+            for amount, plan, variant in _variants(inputs, form, size, device):
+                label = f"{len(graphs)} x {graphs[0][0].__name__} of {graphs[0][1]}, {form}"
+                yield amount, _median(inputs, plan, form, seconds_a_form), label + variant
 
 
-def _plan(inputs: dict) -> Plan:
+def _variants(
+    inputs: dict, form: str, size: tuple[int, int, int], device: str
+) -> Iterator[tuple[dict[str, int], Plan, str]]:
+    """Amounts and plans: on a GPU with several sizes of the front."""
     from kernels.resolvent.plan import make_plan
+    from kernels.resolvent.schedule import make_schedule
 
-    return make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
+    plan = make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
+    if device == "cpu":
+        yield amounts(plan, *size, form), plan, ""
+        return
+    for front in FRONTS[::2]:
+        plan.schedule = make_schedule(plan, front).to(device)
+        yield amounts_on_gpu(plan, *size, form), plan, f", front {front}"
 
 
 def _median(inputs: dict, plan: Plan, form: str, budget: float) -> float:
@@ -118,22 +186,22 @@ def fit() -> None:
     rows, times = [], []
     for amount, seconds, label in measure(device):
         print(f"{1e3 * seconds:9.2f} ms  {label}", flush=True)
-        rows.append([amount[term] for term in TERMS])
+        rows.append(amount)
         times.append(seconds)
-    weighted = np.array(rows) / np.array(times)[:, None]
+    terms = list(rows[0])
+    weighted = np.array([list(row.values()) for row in rows]) / np.array(times)[:, None]
     unit, _ = nnls(weighted, np.ones(len(times)))
     errors = np.abs(weighted @ unit - 1)
-    known = json.loads(PATH.read_text()) if PATH.exists() else {}
-    known[device] = {
-        "seconds": {term: float(f"{u:.3g}") for term, u in zip(TERMS, unit, strict=True)},
+    FITTED[device] = {
+        "seconds": {term: float(f"{u:.3g}") for term, u in zip(terms, unit, strict=True)},
         "median_relative_error": round(float(np.median(errors)), 3),
         "machine": torch.cuda.get_device_name()
         if device == "cuda"
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
-    PATH.write_text(json.dumps(known, indent=2) + "\n")
-    print(json.dumps(known[device], indent=2))
+    PATH.write_text(json.dumps(FITTED, indent=2) + "\n")
+    print(json.dumps(FITTED[device], indent=2))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
+from kernels.resolvent.backends import Backend, can_be_checked, choose_backend
 from kernels.resolvent.chain import (
     chain_matrix,
     chain_matrix_adjoint,
@@ -24,6 +25,7 @@ from kernels.resolvent.chain import (
 )
 
 Form = Literal["auto", "row", "state"]
+MOST_COLUMNS_ON_GPU = 64  # of a grid, whose rows Triton's kernels keep in registers
 STATES_FROM = 768  # nodes; measured on 2 CPU cores, forward and backward
 
 CORNERS = {"top left": (), "top right": (2,), "bottom left": (1,), "bottom right": (1, 2)}
@@ -38,6 +40,7 @@ def grid_resolvent(
     V: Float[Tensor, "G R K H P"],
     *,
     form: Form = "auto",
+    backend: Backend = "auto",
 ) -> Float[Tensor, "G R K H P"]:
     """Mix values along all paths of a grid that run right and down, from the top left corner on.
 
@@ -53,13 +56,15 @@ def grid_resolvent(
         V: values per head.
         form: `row` carries rows of L, n numbers a node; `state` carries states, S · P numbers a
             node; `auto` takes the one with fewer numbers, and `row` on grids of up to 768 nodes,
-            where its larger matrix products make it the faster one on a CPU.
+            where its larger matrix products make it the faster one on a CPU; Triton's kernels know
+            the state form alone.
+        backend: `triton`, `torch` or `auto`, see `kernels.resolvent`.
 
     Returns:
         [G, R, K, H, P] mixed values, in V's dtype; computed in float32 at least.
 
     Raises:
-        ValueError: shapes or form do not fit.
+        ValueError: shapes, form or backend do not fit.
 
     Source: Lahoti et al., arXiv:2510.12111, vision experiments.
     """
@@ -73,12 +78,19 @@ def grid_resolvent(
         raise ValueError(f"B and C must be alike, got {list(B.shape)} and {list(C.shape)}.")
     if form not in ("auto", "row", "state"):
         raise ValueError(f"form must be 'auto', 'row' or 'state', got {form!r}.")
+    inputs = (left, top, B, C, V)
+    able = form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU
+    backend = choose_backend(backend, inputs, able)
     if not V.numel():
         return torch.zeros_like(V)
+    if backend == "triton":
+        from kernels.resolvent.triton_backend.grid import grid_product
+
+        return grid_product(*inputs)
     nodes, states = V.shape[1] * V.shape[2], B.shape[-1] * V.shape[-1]
     if form == "auto":
         form = "state" if nodes > max(states, STATES_FROM) else "row"
-    return in_float32(_RowForm.apply if form == "row" else _state_form, left, top, B, C, V)
+    return in_float32(_RowForm.apply if form == "row" else _state_form, *inputs)
 
 
 def four_dags(
@@ -87,6 +99,8 @@ def four_dags(
     B: Float[Tensor, "D G R K S"],
     C: Float[Tensor, "D G R K S"],
     V: Float[Tensor, "G R K H P"],
+    *,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "G R K H P"]:
     """Half the sum of the four DAGs of a grid, rooted at its corners in the order of `CORNERS`.
 
@@ -96,6 +110,7 @@ def four_dags(
         B, C: per DAG (D = 4), per diagonal pair (D = 2: the DAGs rooted top left and bottom right,
             then the other two), or the same for all (D = 1).
         V: values, the same for all.
+        backend: as in `grid_resolvent`.
 
     Raises:
         ValueError: as `grid_resolvent`.
@@ -107,7 +122,8 @@ def four_dags(
     for number, dims in enumerate(CORNERS.values()):
         projections = (x[share[len(x)][number]] for x in (B, C))
         inputs = (left[number], top[number], *projections, V)
-        total = total + grid_resolvent(*(x.flip(dims) for x in inputs)).flip(dims)
+        turned = (x.flip(dims) for x in inputs)
+        total = total + grid_resolvent(*turned, backend=backend).flip(dims)
     return total / 2
 
 
@@ -139,7 +155,7 @@ class GridPlan:
         Edges may come in any order, repeated ones add up.
 
         Raises:
-            ValueError: an edge does not join neighbours away from the root.
+            ValueError: an edge does not join neighbours away from the root (checked on the CPU).
         """
         shape = (self.images, self.rows, self.columns)
         grids = torch.arange(math.prod(shape), device=edge_index.device).view(shape)
@@ -150,7 +166,7 @@ class GridPlan:
         along_column = (step == self.columns) & (target // self.columns % self.rows != 0)
         if self.columns == 1:
             along_row = torch.zeros_like(along_row)
-        if not (along_row | along_column).all():
+        if can_be_checked(edge_index) and not (along_row | along_column).all():
             wrong = int((~(along_row | along_column)).nonzero()[0])
             i, j = edge_index[:, wrong].tolist()
             raise ValueError(
@@ -173,6 +189,7 @@ class GridPlan:
         B: Float[Tensor, "N S"],
         C: Float[Tensor, "N S"],
         V: Float[Tensor, "N H P"],
+        backend: Backend = "auto",
     ) -> Float[Tensor, "N H P"]:
         """`kernels.resolvent` on these grids; edges in any order, repeated ones add up.
 
@@ -186,7 +203,7 @@ class GridPlan:
                 f"nodes, but V has {len(V)}: make the plan from the images' own size."
             )
         values = (self.turned(x.unflatten(0, shape)) for x in (B, C, V))
-        y = grid_resolvent(*self.weights(edge_index, edge_weight), *values)
+        y = grid_resolvent(*self.weights(edge_index, edge_weight), *values, backend=backend)
         return self.turned(y).flatten(0, 2)
 
 

@@ -3,12 +3,9 @@
 Shapes: G graphs, n nodes of the largest, N nodes, E edges, H heads, S state, P head dimension.
 """
 
-import functools
 import importlib.util
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from unittest import mock
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -42,6 +39,25 @@ def padded_inverse_float64(
     V_GHnP = V_GnHP.transpose(1, 2)
     Y_GnHP = (masked_GHnn @ V_GHnP).transpose(1, 2)
     return batch.unpadded(Y_GnHP.flatten(0, 1)).to(V.dtype)
+
+
+def linalg_solve(
+    edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor, ptr: Tensor
+) -> Tensor:
+    """torch.linalg.solve for the resolvent of every padded matrix, in the inputs' own dtype."""
+    batch = Ragged(ptr, V.shape[0], stacked=False)
+    (stack,) = batch.stacks
+    A_GHnn = _adjacency(batch, edge_index, edge_weight)
+    eye = torch.eye(stack.nodes, dtype=V.dtype, device=V.device)
+    M_KnN = (eye - A_GHnn).flatten(0, 1)
+    if V.device.type == "cpu":  # one at a time, as above
+        L_Knn = torch.stack([torch.linalg.solve(M, eye) for M in M_KnN])
+    else:
+        L_Knn = torch.linalg.solve(M_KnN, eye)
+    C_GnS, B_GnS, V_GnHP = (stack.of(batch.padded(x)) for x in (C, B, V))
+    masked_GHnn = L_Knn.view_as(A_GHnn) * (C_GnS @ B_GnS.mT)[:, None]
+    Y_GnHP = (masked_GHnn @ V_GnHP.transpose(1, 2)).transpose(1, 2)
+    return batch.unpadded(Y_GnHP.flatten(0, 1))
 
 
 def inverse_each(
@@ -85,34 +101,78 @@ def ssd_minimal(
     block: int,
 ) -> Tensor:
     """mamba-ssm's pure-torch listing of SSD, on chains of equal length with positive weights."""
-    chains, length = len(plan.sizes), plan.sizes[0]
-    weight = plan.weights(edge_index, edge_weight)
-    weight, B, C, V = (x.unflatten(0, (chains, length)) for x in (weight, B, C, V))
+    weight, B, C, V = _sequences(edge_index, edge_weight, B, C, V, plan)
     # Nothing enters the first node of a chain, where the weight is 0 and its logarithm is not.
     log_weight = torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:].log()], dim=1)
-    Y = _ssd_minimal_discrete()(V, log_weight, B.unsqueeze(2), C.unsqueeze(2), block)[0]
+    listing = _mamba("modules.ssd_minimal").ssd_minimal_discrete
+    Y = listing(V, log_weight, B.unsqueeze(2), C.unsqueeze(2), block)[0]
     return Y.flatten(0, 1)
 
 
-@functools.cache
-def _ssd_minimal_discrete() -> Callable:
-    """By its file alone, for mamba-ssm's own __init__ asks for a CUDA extension.
+def mamba_chunk_scan(
+    edge_index: Tensor,
+    edge_weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    ptr: Tensor,
+    plan: ChainPlan,
+    chunk: int,
+) -> Tensor:
+    """mamba-ssm's Triton kernels of SSD, on chains of equal length with weights between 0 and 1."""
+    weight, B, C, V = _sequences(edge_index, edge_weight, B, C, V, plan)
+    scan = _mamba("ops.triton.ssd_combined").mamba_chunk_scan_combined
+    # Its step Δ both decays the state and scales the input. Nothing enters the first node.
+    delta = torch.cat([torch.ones_like(weight[:, :1]), -weight[:, 1:].log()], dim=1)
+    rate = -torch.ones(V.shape[2], device=V.device)
+    values = (V / delta.unsqueeze(-1)).to(V.dtype)
+    return scan(values, delta, rate, B.unsqueeze(2), C.unsqueeze(2), chunk).flatten(0, 1)
+
+
+def simple_gla(
+    edge_index: Tensor,
+    edge_weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    ptr: Tensor,
+    plan: ChainPlan,
+) -> Tensor:
+    """flash-linear-attention's Triton kernels of attention with one decay a head, likewise.
+
+    They share no projections among heads: B and C are copied for each.
+    """
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    weight, B, C, V = _sequences(edge_index, edge_weight, B, C, V, plan)
+    log_weight = torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:].log()], dim=1)
+    of_heads = (x.unsqueeze(2).expand(-1, -1, V.shape[2], -1).contiguous() for x in (C, B))
+    return chunk_simple_gla(*of_heads, V, g=log_weight.float(), scale=1.0)[0].flatten(0, 1)
+
+
+def _sequences(
+    edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor, plan: ChainPlan
+) -> tuple[Tensor, ...]:
+    """weight, B, C and V as [chains, length, …]."""
+    shape = (len(plan.sizes), plan.sizes[0])
+    weight = plan.weights(edge_index, edge_weight)
+    return tuple(x.unflatten(0, shape) for x in (weight, B, C, V))
+
+
+def _mamba(module: str) -> ModuleType:
+    """A module of mamba-ssm without the package's own __init__, which asks for a CUDA extension.
 
     Raises:
         ModuleNotFoundError: mamba-ssm is not installed.
     """
-    package = importlib.util.find_spec("mamba_ssm")
-    if package is None:
-        raise ModuleNotFoundError("mamba-ssm is not installed: make benchmark does that.")
-    path = Path(package.origin).parent / "modules" / "ssd_minimal.py"
-    spec = importlib.util.spec_from_file_location("ssd_minimal", path)
-    module = importlib.util.module_from_spec(spec)
-    unused = "mamba_ssm.ops.triton.ssd_combined"
-    parts = unused.split(".")
-    names = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
-    with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in names}):
-        spec.loader.exec_module(module)
-    return module.ssd_minimal_discrete
+    if "mamba_ssm" not in sys.modules:
+        found = importlib.util.find_spec("mamba_ssm")
+        if found is None:
+            raise ModuleNotFoundError("mamba-ssm is not installed: make benchmark does that.")
+        package = ModuleType("mamba_ssm")
+        package.__path__ = found.submodule_search_locations
+        sys.modules["mamba_ssm"] = package
+    return importlib.import_module(f"mamba_ssm.{module}")
 
 
 def _adjacency(batch: Ragged, edge_index: Tensor, weight_EH: Tensor) -> Tensor:

@@ -5,14 +5,19 @@ values of an LU are kept as one tensor [Z + N, H]: lower entries by the round of
 column), upper entries by the round of their pivot (their row), then the diagonal by node.
 """
 
-from typing import NamedTuple
+import copy
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kernels.resolvent.backends import can_be_checked
 from kernels.resolvent.elimination import Elimination, Order, eliminate, join, starts_of_groups
 from kernels.resolvent.ragged import Ragged
+
+if TYPE_CHECKING:
+    from kernels.resolvent.schedule import Schedule
 
 
 class Round(NamedTuple):
@@ -74,7 +79,36 @@ class Plan(Ragged):
         super().__init__(ptr, len(round))
         self.edge_value, self.row, self.col, self.round = edge_value, row, col, round
         self.lowers, self.rounds = lowers, rounds
-        self._tables: dict[tuple, Sweep | list[Pairs]] = {}
+        self.schedule: Schedule | None = None  # for Triton kernels, see `schedule_of`
+        self._tables: dict[tuple, Sweep | list[Pairs] | Plan] = {}
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Plan":
+        """A plan for inputs on another device, as torch-geometric moves whatever a batch holds.
+
+        Only the schedule is moved, if there is one; `on` moves the rest where that is needed.
+        """
+        moved = copy.copy(self)
+        if self.schedule is not None:
+            moved.schedule = self.schedule.to(device, non_blocking)
+        return moved
+
+    def pin_memory(self) -> "Plan":
+        """The plan with its schedule in page-locked memory."""
+        pinned = copy.copy(self)
+        if self.schedule is not None:
+            pinned.schedule = self.schedule.pin_memory()
+        return pinned
+
+    def on(self, device: torch.device) -> "Plan":
+        """The plan with all its tensors on a device, for the torch backend; moved once."""
+        if self.ptr.device == device:
+            return self
+        key = ("on", device)
+        if key not in self._tables:
+            tensors = (self.ptr, self.edge_value, self.row, self.col, self.round)
+            rounds = [Round(r.lower, *(part.to(device) for part in r[1:])) for r in self.rounds]
+            self._tables[key] = Plan(*(x.to(device) for x in tensors), self.lowers, rounds)
+        return self._tables[key]
 
     @property
     def num_entries(self) -> int:
@@ -85,6 +119,12 @@ class Plan(Ragged):
     def triangular(self) -> bool:
         """Whether one sweep solves the system: every edge leads to a later round."""
         return self.lowers == self.num_entries
+
+    def nodes_left(self) -> Int[Tensor, "G rounds"]:
+        """Nodes of each graph that are not eliminated before each round."""
+        graphs, rounds = len(self.ptr) - 1, int(self.round.max()) + 1 if self.num_nodes else 1
+        count = torch.bincount(self.graph * rounds + self.round, minlength=graphs * rounds)
+        return count.view(graphs, rounds).flip(1).cumsum(1).flip(1)
 
     def levels(self, padded: bool) -> int:
         """Sequential steps of the two sweeps of a solve, of all stacks or of the graphs at once."""
@@ -292,7 +332,7 @@ def check_edges(edge_index: Int[Tensor, "2 E"], ptr: Int[Tensor, " G1"]) -> None
     Raises:
         ValueError: an edge names no node of the batch, or joins two of its graphs.
     """
-    if edge_index.device.type != "cpu" or not edge_index.numel():
+    if not can_be_checked(edge_index) or not edge_index.numel():
         return
     nodes = int(ptr[-1])
     if edge_index.min() < 0 or edge_index.max() >= nodes:

@@ -171,12 +171,45 @@ def reference(plan: object = None, **inputs) -> Tensor:
     return resolvent_reference(**inputs, terms=None)
 
 
+def flop_of_rows(edge_index, B, V, ptr, **_) -> tuple[int, int]:
+    """Of the row form: sparse solves, and every product of tiles once for each head."""
+    (_, heads, P), S, sizes = V.shape, B.shape[1], ptr.diff()
+    edges = torch.bincount(
+        torch.bucketize(edge_index[0], ptr[1:], right=True), minlength=len(sizes)
+    )
+    solve, squares = int(2 * (edges * sizes).sum()), int((sizes**2).sum())
+    return (
+        heads * (solve + squares * 2 * (S + P)),
+        heads * (solve + squares * 2 * (4 * S + 3 * P)),
+    )
+
+
+def flop_of_chains(B, V, **_) -> tuple[int, int]:
+    """Of chunks of 64 nodes, with the states that pass between them."""
+    (nodes, heads, P), S, Q = V.shape, B.shape[1], 64
+    forward = 2 * Q * (S + P) + 4 * S * P
+    backward = 2 * Q * (3 * S + 2 * P + Q) + 10 * S * P
+    return nodes * heads * forward, nodes * heads * backward
+
+
+def flop_of_grids(B, V, plan, **_) -> tuple[int, int]:
+    """Of the state form: each row's chain matrix times its states."""
+    (nodes, heads, P), S = V.shape, B.shape[1]
+    forward = S * P * (2 * plan.columns + 6)
+    backward = forward + S * P * (2 * plan.columns + 14)
+    return nodes * heads * forward, nodes * heads * backward
+
+
 RESOLVENT = OpSpec(
     name="resolvent",
     function=resolvent,
     reference=reference,
     differentiable=("edge_weight", "B", "C", "V"),
     variants={"row": {"form": "row"}, "state": {"form": "state"}},
+    gpu_variants={
+        "row, triton": {"form": "row", "backend": "triton"},
+        "state, triton": {"form": "state", "backend": "triton"},
+    },
     cases=CASES,
     benchmarks={
         "peptides, 16 of 150": partial(make, [(peptide, 150)] * 16, heads=2, state=64, head_dim=32),
@@ -186,9 +219,12 @@ RESOLVENT = OpSpec(
     },
     peers={
         "padded inverse, float64": peers.padded_inverse_float64,
+        "torch.linalg.solve": peers.linalg_solve,
         "inverse of each graph": peers.inverse_each,
         "doubling, 64 terms": peers.doubling,
     },
+    gpu_peers={},
+    flop=flop_of_rows,
 )
 
 CHAIN = OpSpec(
@@ -197,6 +233,7 @@ CHAIN = OpSpec(
     reference=reference,
     differentiable=RESOLVENT.differentiable,
     variants={"chain": {}},
+    gpu_variants={"chain, triton": {"backend": "triton"}},
     cases={
         **{f"chain of {n}": partial(chains, [n]) for n in (1, 2, 63, 64, 65, 444)},
         "chains": partial(chains, [5, 1, 70, 33, 5], signed=True),
@@ -208,6 +245,14 @@ CHAIN = OpSpec(
     peers={
         f"ssd_minimal, blocks of {n}": partial(peers.ssd_minimal, block=n) for n in (32, 64, 128)
     },
+    gpu_peers={
+        **{
+            f"mamba-ssm, chunks of {n}": partial(peers.mamba_chunk_scan, chunk=n)
+            for n in (64, 128, 256)
+        },
+        "flash-linear-attention": peers.simple_gla,
+    },
+    flop=flop_of_chains,
 )
 
 GRID = OpSpec(
@@ -216,6 +261,7 @@ GRID = OpSpec(
     reference=reference,
     differentiable=RESOLVENT.differentiable,
     variants={"grid": {}},
+    gpu_variants={"grid, triton": {"backend": "triton"}},
     cases={
         "one node": partial(grids, 1, 1, 1, "top left"),
         "one column": partial(grids, 2, 9, 1, "top left"),
@@ -229,4 +275,6 @@ GRID = OpSpec(
         )
     },
     peers={"doubling, 32 terms": partial(resolvent, mode="neumann", terms=32)},
+    gpu_peers={},
+    flop=flop_of_grids,
 )

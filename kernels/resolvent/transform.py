@@ -1,11 +1,13 @@
-"""The elimination order of a graph as a torch-geometric transform, to be cached with the graph."""
+"""Elimination orders and plans as torch-geometric transforms: of a graph, of a batch."""
 
 import torch
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from kernels.resolvent.backends import HAS_TRITON
 from kernels.resolvent.elimination import PASSES, SLACK, Elimination, eliminate
 from kernels.resolvent.plan import Plan, make_plan
+from kernels.resolvent.schedule import schedule_of
 
 
 class AddElimination(BaseTransform):
@@ -26,9 +28,31 @@ class AddElimination(BaseTransform):
         return f"{type(self).__name__}(version=1, passes={PASSES}, slack={SLACK})"
 
 
+class AddPlan(BaseTransform):
+    """Adds `plan`, see `plan_of`, to a batch where it is loaded, so that it moves with the batch.
+
+    Where there is a GPU that includes what Triton kernels follow: a model then makes no plan and
+    asks the GPU for no number.
+    """
+
+    def __init__(self):
+        self.for_triton = HAS_TRITON and torch.cuda.is_available()
+
+    def forward(self, batch: Data) -> Data:
+        batch.plan = plan_of(batch)
+        if self.for_triton:
+            schedule_of(batch.plan)
+        return batch
+
+
 @torch.compiler.disable  # its shapes depend on the graphs
 def plan_of(batch: Data) -> Plan:
-    """The plan of a batch; its elimination order is computed where no transform has added it."""
+    """The plan of a batch, as a transform has left it, or made here.
+
+    Its elimination order is computed where no transform has added that.
+    """
+    if "plan" in batch:
+        return batch.plan
     known = "elimination_round" in batch
     return make_plan(
         batch.edge_index,

@@ -34,12 +34,21 @@ def green():
     return require
 
 
+@pytest.fixture(scope="session")
+def about():
+    """What made the results; the commit before they change the working tree."""
+    versions = {name: version(name) for name in ("torch", "torch-geometric", "numpy")}
+    return {"commit": commit(), "versions": versions}
+
+
 @pytest.fixture
-def record(request):
-    """Keep the result of a benchmark for the report."""
+def record(request, about):
+    """Write the result of a benchmark at once, and keep it for the summary."""
 
     def keep(name: str, result: dict) -> None:
         request.config.stash.setdefault(RESULTS, {})[name] = result
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        write(name, about | {"finished": finished} | result)
 
     return keep
 
@@ -55,19 +64,20 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
                 f"{numbers['peak_mib']:>9.1f} MiB"
             )
     if measured:
-        write(measured)
+        path = results_path()
+        draw_growth(json.loads(path.read_text()), path.with_name(f"{path.stem}-growth.png"))
 
 
-def write(measured: dict) -> None:
-    """Results of this device, those of earlier runs kept where nothing new was measured."""
-    path = ROOT / "results" / "benchmarks" / f"{device_name()}.json"
+def results_path() -> Path:
+    """The results of this device."""
+    return ROOT / "results" / "benchmarks" / f"{device_name()}.json"
+
+
+def write(name: str, result: dict) -> None:
+    """Put a result into the device's file, whole or not at all, beside those of earlier runs."""
+    path = results_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
-    about = {
-        "commit": commit(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("torch", "torch-geometric", "numpy")},
-    }
-    known |= {name: about | result for name, result in measured.items()}
-    path.write_text(json.dumps(known, indent=1) + "\n")
-    draw_growth(known, path.with_name(f"{path.stem}-growth.png"))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(known | {name: result}, indent=1) + "\n")
+    partial.replace(path)

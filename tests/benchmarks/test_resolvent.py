@@ -1,4 +1,4 @@
-"""The resolvent against its peers, in whole models, and how its time grows."""
+"""The resolvent against its peers, in whole models, and how its time grows; on a GPU if any."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -11,20 +11,21 @@ from hydra.utils import instantiate
 from torch_geometric.data import Batch
 
 from datamodules.batching import NodeBudgetSampler
-from kernels.resolvent import ChainPlan, make_plan, plan_of, resolvent, spec
+from kernels.resolvent import AddPlan, ChainPlan, make_plan, peers, plan_of, resolvent, spec
 from kernels.resolvent.chain import chain_resolvent
-from kernels.resolvent.cost import faster_form
+from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.grid import grid_resolvent
 from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
-from tests.benchmarks.timing import compare
+from tests.benchmarks.timing import ceilings, compare, roofline
 from train import CONFIGS
 
 pytestmark = pytest.mark.timeout(1800)
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCHES = 4
 FORMS = ("row", "state")
 SIZES = {"like sizes": 0.1, "any sizes": 10.0}  # and the jitter that makes such batches
-GREEN = "kernels/test_resolvent.py"
+GREEN = ("kernels/test_resolvent.py", *(["kernels/test_triton.py"] if DEVICE == "cuda" else []))
 
 
 @pytest.fixture(scope="session")
@@ -40,16 +41,17 @@ def peptides():
     for name, jitter in SIZES.items():
         sampler = NodeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
         chosen = sampler.batches(0)[:BATCHES]
-        batches[name] = [Batch.from_data_list([dataset[i] for i in indices]) for indices in chosen]
+        graphs = [Batch.from_data_list([dataset[i] for i in indices]) for indices in chosen]
+        batches[name] = [AddPlan()(batch).to(DEVICE) for batch in graphs]
     return datamodule.source_used, batches
 
 
 def inputs_of(batch, heads: int, state: int, head_dim: int) -> dict:
     """Random tensors on a batch's graphs, weights as Chimera's normaliser leaves them."""
     generator = torch.Generator().manual_seed(0)
-    nodes, edges = batch.num_nodes, batch.edge_index
+    nodes, edges = batch.num_nodes, batch.edge_index.cpu()
     raw = 0.75 + 0.2 * torch.rand(edges.shape[1], heads, generator=generator)
-    return {
+    inputs = {
         "edge_index": edges,
         "ptr": batch.ptr,
         "edge_weight": spec.normalised(edges, raw, nodes, 0.05),
@@ -57,6 +59,12 @@ def inputs_of(batch, heads: int, state: int, head_dim: int) -> dict:
         "C": torch.randn(nodes, state, generator=generator),
         "V": torch.randn(nodes, heads, head_dim, generator=generator),
     }
+    return on_device(inputs)
+
+
+def on_device(inputs: dict) -> dict:
+    """Inputs with their tensors where the benchmark runs."""
+    return {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
 def forward(function, cases, **options):
@@ -83,10 +91,45 @@ def forward_backward(function, cases, **options):
     return run
 
 
+def replayed(call):
+    """The same call captured once in a CUDA graph: kernels without the time to launch them."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def error_of(function, inputs: dict, exact: torch.Tensor, **options) -> float:
+    """Relative error of a forward pass."""
+    return float((function(**inputs, **options).double() - exact).norm() / exact.norm())
+
+
+def nearness(op, passes, cases, times: dict, limits: dict) -> dict:
+    """See `roofline`: of the first function, for the given cases together."""
+    both = passes is forward_backward
+    tensors = flop = 0
+    for inputs, _ in cases:
+        numbers = sum(x.nbytes for x in inputs.values() if is_numbers(x))
+        tensors += (numbers + inputs["V"].nbytes) * (2 if both else 1)
+        flop += sum(op.flop(**inputs)[: 2 if both else 1])
+    return roofline(times[next(iter(times))]["ms"][1], tensors, flop, limits)
+
+
+@pytest.fixture(scope="session")
+def limits():
+    """What this machine can do at most, measured in this run."""
+    return ceilings(DEVICE)
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("passes", [forward, forward_backward], ids=lambda f: f.__name__)
-def test_against_its_peers(peptides, green, record, sizes, passes):
-    green(GREEN)
+def test_against_its_peers(peptides, green, record, limits, sizes, passes):
+    green(*GREEN)
     source, batches = peptides
     cases = [(inputs_of(b, heads=2, state=64, head_dim=32), plan_of(b)) for b in batches[sizes]]
     bare = [(inputs, None) for inputs, _ in cases]
@@ -94,27 +137,55 @@ def test_against_its_peers(peptides, green, record, sizes, passes):
         "resolvent": passes(resolvent, cases),
         "resolvent, row form": passes(resolvent, cases, form="row"),
         "resolvent, state form": passes(resolvent, cases, form="state"),
-        "planning a batch": lambda: [plan_of(b) for b in batches[sizes]],
+        "planning a batch": lambda: [planned_anew(b) for b in batches[sizes]],
     }
+    if DEVICE == "cuda":
+        functions["resolvent, torch backend"] = passes(resolvent, cases, backend="torch")
+        functions["resolvent, replayed"] = replayed(functions["resolvent"])
     functions |= {name: passes(peer, bare) for name, peer in RESOLVENT.peers.items()}
     inputs, plan = cases[0]
-    exact = RESOLVENT.reference(**inputs)
-    error = float((resolvent(**inputs, plan=plan) - exact).norm() / exact.norm())
-    assert error < 1e-6
-    name = f"resolvent, {passes.__name__}, {BATCHES} batches of 16 peptides of {sizes}"
-    record(name, {"data": source, "relative_error": error, "times": compare(functions, rounds=7)})
+    exact = RESOLVENT.reference(**{k: in_float64(v) for k, v in inputs.items()})
+    error = error_of(resolvent, inputs, exact, plan=plan)
+    assert error < 1e-5
+    times = compare(functions, rounds=7)
+    result = {"data": source, "relative_error": error, "times": times}
+    result["roofline"] = nearness(RESOLVENT, passes, cases, times, limits)
+    record(f"resolvent, {passes.__name__}, {BATCHES} batches of 16 peptides of {sizes}", result)
+
+
+def planned_anew(batch):
+    """The plan of a batch with all that a step will ask of it, as a loading process makes it."""
+    bare = batch.clone().cpu()
+    del bare.plan
+    return AddPlan()(bare).plan
+
+
+def test_low_precision_against_plain_torch(peptides, green, record):
+    """In bfloat16, the error of the same mathematics done step by step in bfloat16 by torch."""
+    green(*GREEN)
+    source, batches = peptides
+    errors = {}
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        batch = batches["like sizes"][0]
+        inputs = inputs_of(batch, heads=2, state=64, head_dim=32)
+        inputs = {k: v.to(dtype) if is_numbers(v) else v for k, v in inputs.items()}
+        exact = RESOLVENT.reference(**{k: in_float64(v) for k, v in inputs.items()})
+        errors[f"resolvent, {name}"] = error_of(resolvent, inputs, exact, plan=plan_of(batch))
+        errors[f"plain torch, {name}"] = error_of(peers.doubling, inputs, exact)
+    record("errors of the resolvent", {"data": source, "relative_errors": errors})
+    assert errors["resolvent, bfloat16"] <= 2 * errors["plain torch, bfloat16"]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_a_training_step_against_rival_models(peptides, green, record, sizes):
     """Forward and backward pass of whole models with about 500,000 parameters, batch 16."""
-    green(GREEN, "lit_models/test_graph_models.py")
+    green(*GREEN, "lit_models/test_graph_models.py")
     source, batches = peptides
     functions, parameters = {}, {}
     for experiment in ("chimera_lrgb", "gps_lrgb", "gated_gcn_lrgb"):
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose("train", [f"experiment={experiment}", "scale=paper"])
-        model = instantiate(config.model, _convert_="all")
+        model = instantiate(config.model, _convert_="all").to(DEVICE)
         parameters[experiment] = sum(p.numel() for p in model.parameters())
 
         def steps(model=model):
@@ -131,7 +202,7 @@ def test_a_training_step_against_rival_models(peptides, green, record, sizes):
 
 def stitched(batch) -> None:
     """A batch's plan and every table that a training step of the row form asks of it."""
-    plan = plan_of(batch)
+    plan = planned_anew(batch)
     for half in ("lower", "upper"):
         plan.sweep(half, transposed=False, padded=True, heads=2)
         plan.sweep(half, transposed=True, padded=True)
@@ -140,23 +211,26 @@ def stitched(batch) -> None:
 
 @pytest.mark.parametrize("op", [CHAIN, GRID], ids=["chain", "grid"])
 @pytest.mark.parametrize("passes", [forward, forward_backward], ids=lambda f: f.__name__)
-def test_special_topologies_against_their_peers(green, record, op, passes):
-    green(GREEN, "kernels/test_chain.py", "kernels/test_grid.py")
+def test_special_topologies_against_their_peers(green, record, limits, op, passes):
+    green(*GREEN, "kernels/test_chain.py", "kernels/test_grid.py")
     if op is CHAIN and find_spec("mamba_ssm") is None:
         pytest.skip("mamba-ssm is not installed: make benchmark installs it where pip has it")
     for name, make in op.benchmarks.items():
-        inputs = make(torch.float32, 0)
+        inputs = on_device(make(torch.float32, 0))
         functions = {"resolvent": op.function} | dict(op.peers)
+        if DEVICE == "cuda":
+            functions |= op.gpu_peers
         exact = op.function(**{k: in_float64(v) for k, v in inputs.items()})
-        errors = {
-            peer: float((function(**inputs) - exact).norm() / exact.norm())
-            for peer, function in functions.items()
-        }
+        errors = {peer: error_of(f, inputs, exact) for peer, f in functions.items()}
         assert errors["resolvent"] < 1e-5
-        calls = {k: passes(f, [(inputs, None)]) for k, f in functions.items()}
+        cases = [(inputs, None)]
+        calls = {k: passes(f, cases) for k, f in functions.items()}
         calls["the same, weights in place"] = passes(*without_edges(inputs))
-        times = compare(calls, rounds=7)
-        record(f"resolvent, {passes.__name__}, {name}", {"relative_errors": errors, "times": times})
+        if DEVICE == "cuda":
+            calls["the same, replayed"] = replayed(calls["the same, weights in place"])
+        result = {"relative_errors": errors, "times": compare(calls, rounds=7)}
+        result["roofline"] = nearness(op, passes, cases, result["times"], limits)
+        record(f"resolvent, {passes.__name__}, {name}", result)
 
 
 def without_edges(inputs: dict):
@@ -183,13 +257,13 @@ def is_numbers(value) -> bool:
 
 @pytest.mark.parametrize("kind", [spec.peptide, spec.tree], ids=lambda f: f.__name__)
 def test_time_grows_linearly_with_the_graph(green, record, kind):
-    green(GREEN)
+    green(*GREEN)
     rows = []
     for nodes in (1_000, 3_000, 10_000, 30_000, 100_000):
         inputs = spec.make([(kind, nodes)], torch.float32, 0, heads=2, state=16, head_dim=16)
         make = partial(make_plan, inputs["edge_index"], nodes)
         planning = compare({"plan": make}, rounds=3)["plan"]
-        cases = [(inputs, make())]
+        cases = [(on_device(inputs), make())]
         run = compare({"run": forward_backward(resolvent, cases, form="state")}, rounds=3)["run"]
         rows.append({"nodes": nodes, "plan_ms": planning["ms"], **run})
     size = np.log([row["nodes"] for row in rows])
@@ -214,11 +288,14 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_form_that_is_chosen_is_the_faster_one(green, record, shape):
-    green(GREEN)
+    green(*GREEN)
     graphs, heads, state, head_dim = SHAPES[shape]
     inputs = spec.make(graphs, torch.float32, 0, heads=heads, state=state, head_dim=head_dim)
     plan = make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
-    chosen = faster_form(plan, state, heads, head_dim, "cpu")
+    inputs = on_device(inputs)
+    resolvent(**inputs, plan=plan)  # makes the schedule on a GPU
+    choose = faster_form_on_gpu if DEVICE == "cuda" else faster_form
+    chosen = choose(plan, state, heads, head_dim)
     functions = {form: forward_backward(resolvent, [(inputs, plan)], form=form) for form in FORMS}
     times = compare(functions)
     record(f"choice of form, {shape}", {"chosen": chosen, "times": times})

@@ -45,6 +45,39 @@ def compare(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) ->
     }
 
 
+def ceilings(device: str) -> dict[str, float]:
+    """What this machine can do at most: bytes copied a second, FLOP a second of float32 products.
+
+    Products are in TF32 where torch has been told that this will do.
+    """
+    numbers = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
+    side = 8192 if device == "cuda" else 2048
+    matrix = torch.randn(side, side, device=device)
+    copy, out = torch.empty_like(numbers), torch.empty_like(matrix)
+    calls = {
+        "copy": lambda: copy.copy_(numbers),
+        "product": lambda: torch.mm(matrix, matrix, out=out),
+    }
+    seconds = {name: times["ms"][0] / 1e3 for name, times in compare(calls, rounds=7).items()}
+    return {
+        "bytes_per_second": 2 * numbers.nbytes / seconds["copy"],
+        "flop_per_second": 2 * side**3 / seconds["product"],
+    }
+
+
+def roofline(ms: float, tensors: int, flop: int, limits: dict[str, float]) -> dict[str, float]:
+    """How near a call comes to the least time it could take.
+
+    Args:
+        ms: it took.
+        tensors: bytes of its inputs and results, each moved once.
+        flop: of its products.
+        limits: see `ceilings`.
+    """
+    least = max(tensors / limits["bytes_per_second"], flop / limits["flop_per_second"])
+    return {"bytes": tensors, "flop": flop, "fraction": float(f"{1e3 * least / ms:.3g}")} | limits
+
+
 def quartiles(values: np.ndarray) -> list[float]:
     """Lower quartile, median and upper quartile, to four digits."""
     return [float(f"{q:.4g}") for q in np.quantile(values, [0.25, 0.5, 0.75])]

@@ -12,48 +12,20 @@ from torch_geometric.data import Batch, Data
 
 from kernels import resolvent, resolvent_matrix
 from kernels.resolvent import AddElimination, eliminate, make_plan, neumann_error, plan_of, spec
-from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
+from kernels.resolvent.spec import RESOLVENT
 from tests.graphs import edge_index
-
-SPECS = {"": RESOLVENT, "chain plan, ": CHAIN, "grid plan, ": GRID}
-everywhere = pytest.mark.parametrize(
-    ("case", "options"),
-    [
-        pytest.param(case, options, id=f"{name}{case_name}-{variant}")
-        for name, op in SPECS.items()
-        for case_name, case in op.cases.items()
-        for variant, options in op.variants.items()
-    ],
+from tests.kernels.comparing import (
+    assert_close_by_rows,
+    everywhere,
+    in_float64,
+    on_device,
+    with_gradients,
 )
+
 variants = pytest.mark.parametrize("options", RESOLVENT.variants.values(), ids=RESOLVENT.variants)
 
 
-def with_gradients(function, inputs: dict, **options) -> dict[str, torch.Tensor]:
-    """The output and the gradient of every differentiable input, for a fixed random cotangent."""
-    names = RESOLVENT.differentiable
-    tensors = {name: inputs[name].detach().requires_grad_() for name in names}
-    y = function(**(inputs | tensors), **options)
-    # bfloat16 first, so that the cotangent is the same in every dtype.
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-    cotangent = cotangent.to(y.dtype)
-    gradients = torch.autograd.grad(y, list(tensors.values()), cotangent)
-    return {"Y": y.detach()} | dict(zip(names, gradients, strict=True))
-
-
-def in_float64(inputs: dict) -> dict:
-    """The same case, its tensors of numbers in float64."""
-    return {k: v.double() if k in RESOLVENT.differentiable else v for k, v in inputs.items()}
-
-
-def assert_close_by_rows(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
-    """Within `tolerance` of each row's largest value, so that a wrong small row shows."""
-    scale = want.flatten(1).abs().amax(1) if want.numel() else want.new_zeros(len(want))
-    floor = 1e-2 * scale.amax() if len(scale) else 0
-    error = (got.double() - want).flatten(1).abs().amax(1) if want.numel() else scale
-    assert (error <= tolerance * scale.clamp(min=floor)).all()
-
-
-@everywhere
+@everywhere("variants")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_values_and_gradients_equal_the_reference(case, dtype, options):
     slow_decay = case is RESOLVENT.cases["slow decay"]
@@ -61,7 +33,7 @@ def test_values_and_gradients_equal_the_reference(case, dtype, options):
         pytest.skip("bfloat16 rounds weights whose sum is almost 1 to a sum above 1")
     inputs = case(dtype, 0)
     exact = in_float64(inputs)
-    got = with_gradients(resolvent, inputs, **options)
+    got = with_gradients(resolvent, on_device(inputs), **(options | {"backend": "torch"}))
     want = with_gradients(RESOLVENT.reference, exact)
     # bfloat16 is computed in float32; its results are rounded, its inputs are not.
     tolerance = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 1e-2}[dtype]

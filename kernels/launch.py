@@ -1,0 +1,80 @@
+"""Launches of Triton kernels: on a GPU, interpreted on a CPU, or only noted for a compiler."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """One kernel with its arguments, in the order of its parameters, as it would have run."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+_notebook: list[Launch] | None = None
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    num_warps: int = 4,
+    num_stages: int = 1,
+    **constants: Any,
+) -> None:
+    """Run a Triton kernel over a grid of programs; an empty grid runs nothing.
+
+    Args:
+        kernel: made by `triton.jit`.
+        grid: number of programs along each axis.
+        arguments: tensors and numbers, in the order of the kernel's parameters.
+        num_warps: threads per program, in units of 32.
+        num_stages: above 1 the compiler loads ahead in loops, which is wrong where a loop reads
+            what it has written.
+        constants: the kernel's `tl.constexpr` parameters.
+
+    Raises:
+        ValueError: the tensors are on a CPU, and kernels are not interpreted.
+    """
+    if 0 in grid:
+        return
+    if _notebook is not None:
+        _notebook.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
+        return
+    on_gpu = all(x.is_cuda for x in arguments if isinstance(x, Tensor))
+    if not on_gpu and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            "Triton kernels need tensors on a GPU: move them there, leave backend='triton' out, or "
+            "set TRITON_INTERPRET=1 before Python starts to have them interpreted, slowly."
+        )
+    kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
+
+
+@contextmanager
+def noted_launches() -> Iterator[list[Launch]]:
+    """Launches inside are noted instead of run; what they would have written stays unwritten."""
+    global _notebook
+    before, _notebook = _notebook, []
+    try:
+        yield _notebook
+    finally:
+        _notebook = before
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """Precision of `tl.dot` on float32 operands that come from inputs of this dtype.
+
+    float32 takes three TF32 products, which is nearly as exact, unless torch has been told that
+    TF32 will do (`torch.set_float32_matmul_precision`); lower dtypes have no more digits than TF32.
+    """
+    full = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return "tf32x3" if full else "tf32"

@@ -1,0 +1,41 @@
+"""Which code computes the resolvent: Triton kernels, vectorised torch, or the reference."""
+
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "torch", "triton", "reference"]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool = True) -> str:
+    """The backend that is meant: by default Triton's kernels on a GPU, wherever they can do it.
+
+    Args:
+        backend: what was asked for.
+        tensors: the inputs with numbers.
+        able: whether there are kernels for what is to be computed.
+
+    Raises:
+        ValueError: there is no such backend, or it cannot do it.
+    """
+    if backend not in ("auto", "torch", "triton", "reference"):
+        raise ValueError(
+            f"backend must be 'auto', 'torch', 'triton' or 'reference', got {backend!r}."
+        )
+    able = able and all(x.dtype != torch.float64 for x in tensors)
+    if backend == "auto":
+        return "triton" if able and HAS_TRITON and tensors[-1].is_cuda else "torch"
+    if backend == "triton" and not able:
+        raise ValueError(
+            "backend='triton' knows the exact modes without refinement or chunk, up to float32: "
+            "leave backend out."
+        )
+    return backend
+
+
+def can_be_checked(x: Tensor) -> bool:
+    """Whether a look at numbers costs no wait for a GPU, and is no break in a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

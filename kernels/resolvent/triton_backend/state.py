@@ -1,0 +1,196 @@
+"""Y = ((I − A)⁻¹ ⊙ C Bᵀ) V on a GPU by every node's S × P state; without cycles, a scan of the DAG.
+
+The states are X = (I − A)⁻¹ (B ⊗ V), the outputs Y_i = Σ_s C_is X_is. With the adjoint states
+Z = (I − A)⁻ᵀ (C ⊗ dY) the gradients are dV_i = Σ_s B_is Z_is, dB_is = ⟨Z_is, V_i⟩,
+dC_is = ⟨X_is, dY_i⟩ and, on an edge from j to i, dA = ⟨Z_i, X_j⟩.
+
+Shapes: N nodes, E edges, H heads, S state, P head dimension; s of the S states at a time.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels.autograd import refuse_second_derivatives
+from kernels.launch import dot_precision, launch
+from kernels.resolvent.schedule import Schedule
+from kernels.resolvent.triton_backend.factors import factorise, solve_states_
+from kernels.resolvent.triton_backend.row import edge_products
+
+MOST_NUMBERS = 2**28  # of the states that are held at once
+
+
+def state_form(
+    edge_index: Int[Tensor, "2 E"],
+    edge_weight: Float[Tensor, "E H"],
+    B: Float[Tensor, "N S"],
+    C: Float[Tensor, "N S"],
+    V: Float[Tensor, "N H P"],
+    *,
+    schedule: Schedule,
+) -> Float[Tensor, "N H P"]:
+    """As `torch_backend.state_form`, in V's dtype, accumulated in float32."""
+    sizes = [int(number) for number in schedule[1:]]
+    return _state(edge_weight, B, C, V, edge_index, schedule.table, sizes)[0]
+
+
+@torch.library.custom_op("resolvent::state", mutates_args=())
+def _state(
+    weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    edge_index: Tensor,
+    table: Tensor,
+    sizes: list[int],
+) -> tuple[Tensor, Tensor]:
+    """Y, and the factors for the backward pass."""
+    schedule = Schedule(table, *sizes)
+    values = factorise(weight, schedule)
+    Y = torch.zeros(V.shape, dtype=torch.float32, device=V.device)
+    for states in _parts(B, V):
+        X = _solution(values, schedule, B[:, states], V, transposed=False)
+        Y += _contract(X, C[:, states], None)[0]
+    return Y.to(V.dtype), values
+
+
+@_state.register_fake
+def _(weight, B, C, V, edge_index, table, sizes):
+    values = V.new_empty(V.shape[1], Schedule(table, *sizes).slots, dtype=torch.float32)
+    return torch.empty_like(V, memory_format=torch.contiguous_format), values
+
+
+@torch.library.custom_op("resolvent::state_backward", mutates_args=())
+def _state_backward(
+    dY: Tensor,
+    weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    values: Tensor,
+    edge_index: Tensor,
+    table: Tensor,
+    sizes: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    schedule = Schedule(table, *sizes)
+    dB, dC, dV, d_weight = (
+        torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (B, C, V, weight)
+    )
+    for states in _parts(B, V):
+        X = _solution(values, schedule, B[:, states], V, transposed=False)
+        Z = _solution(values, schedule, C[:, states], dY, transposed=True)
+        dC[:, states] = _contract(X, None, dY)[1]
+        read, dB[:, states] = _contract(Z, B[:, states], V)
+        dV += read
+        width = X.shape[2] * X.shape[3]
+        d_weight += edge_products(Z, X, edge_index, schedule, width=width)
+    return tuple(d.to(x.dtype) for d, x in zip((d_weight, dB, dC, dV), (weight, B, C, V)))
+
+
+@_state_backward.register_fake
+def _(dY, weight, B, C, V, values, edge_index, table, sizes):
+    return tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (weight, B, C, V)
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, sizes = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.sizes = sizes
+
+
+def _differentiate(ctx, dY, _) -> tuple[Tensor | None, ...]:
+    refuse_second_derivatives()
+    weight, B, C, V, edge_index, table, values = ctx.saved_tensors
+    gradients = _state_backward(dY, weight, B, C, V, values, edge_index, table, ctx.sizes)
+    return *gradients, None, None, None
+
+
+_state.register_autograd(_differentiate, setup_context=_save)
+
+
+def _parts(B: Tensor, V: Tensor) -> list[slice]:
+    """Parts of the states whose solutions fit into MOST_NUMBERS numbers."""
+    states = B.shape[1]
+    step = max(1, MOST_NUMBERS // max(1, V.numel()))
+    return [slice(first, min(first + step, states)) for first in range(0, states, step)]
+
+
+def _solution(
+    values: Tensor, schedule: Schedule, left_Ns: Tensor, right_NHP: Tensor, transposed: bool
+) -> Tensor:
+    """(I − A)⁻¹ or (I − A)⁻ᵀ times the outer products left ⊗ right: [H, N, s, P] in float32."""
+    right_HNP = right_NHP.transpose(0, 1).float().contiguous()
+    X_HNsP = left_Ns.float()[:, :, None] * right_HNP[:, :, None]
+    precision = dot_precision(right_NHP.dtype)
+    solve_states_(X_HNsP.flatten(2), values, schedule, transposed, precision)
+    return X_HNsP
+
+
+def _contract(
+    X_HNsP: Tensor, by_Ns: Tensor | None, by_NHP: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(Σ_s by_Ns X [N, H, P], Σ_h Σ_p by_NHP X [N, s]) in float32; None where no `by` is given."""
+    heads, nodes, states, P = X_HNsP.shape
+    over_states = X_HNsP.new_empty(nodes, heads, P)
+    over_values = X_HNsP.new_empty(heads, nodes, states)
+    rows, columns = triton.next_power_of_2(states), triton.next_power_of_2(P)
+    some = max(1, 4096 // (rows * columns))
+    launch(
+        contract_kernel,
+        (triton.cdiv(nodes, some), heads),
+        *(X_HNsP, X_HNsP if by_Ns is None else by_Ns.contiguous()),
+        *(X_HNsP if by_NHP is None else by_NHP.contiguous(), over_states, over_values),
+        *(nodes, heads, states, P),
+        OVER_STATES=by_Ns is not None,
+        OVER_VALUES=by_NHP is not None,
+        NODES=some,
+        STATES=rows,
+        COLUMNS=columns,
+    )
+    return (
+        None if by_Ns is None else over_states,
+        None if by_NHP is None else over_values.sum(0),
+    )
+
+
+@triton.jit
+@no_type_check
+def contract_kernel(
+    X,
+    by_states,
+    by_values,
+    over_states,
+    over_values,
+    nodes,
+    heads,
+    states,
+    P,
+    OVER_STATES: tl.constexpr,
+    OVER_VALUES: tl.constexpr,
+    NODES: tl.constexpr,
+    STATES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A program takes NODES nodes and one head; X is read once for both sums."""
+    head = tl.program_id(1)
+    node = tl.program_id(0) * NODES + tl.arange(0, NODES)
+    s, p = tl.arange(0, STATES), tl.arange(0, COLUMNS)
+    of_states = (node < nodes)[:, None] & (s < states)[None, :]
+    of_values = (node < nodes)[:, None] & (p < P)[None, :]
+    at_state = node[:, None] * states + s[None, :]
+    at_value = (node[:, None].to(tl.int64) * heads + head) * P + p[None, :]
+    row = (head.to(tl.int64) * nodes + node)[:, None] * states + s[None, :]
+    at = X + row[:, :, None] * P + p[None, None, :]
+    x = tl.load(at, mask=of_states[:, :, None] & of_values[:, None, :], other=0.0)
+    if OVER_STATES:
+        by = tl.load(by_states + at_state, mask=of_states, other=0.0).to(tl.float32)
+        tl.store(over_states + at_value, tl.sum(by[:, :, None] * x, axis=1), mask=of_values)
+    if OVER_VALUES:
+        by = tl.load(by_values + at_value, mask=of_values, other=0.0).to(tl.float32)
+        tl.store(over_values + row, tl.sum(by[:, None, :] * x, axis=2), mask=of_states)

@@ -1,0 +1,278 @@
+"""The Triton kernels against the float64 reference: on a GPU, else interpreted, and compiled."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+from kernels import resolvent
+from kernels.resolvent import make_plan, spec, triton_backend
+from kernels.resolvent.schedule import make_schedule, schedule_of
+from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
+from tests.kernels.comparing import (
+    DEVICE,
+    assert_close_by_rows,
+    everywhere,
+    in_float64,
+    on_device,
+    with_gradients,
+)
+
+# The interpreter takes about a quarter of a millisecond for every access of every program.
+MOST_NODES = None if DEVICE == "cuda" else 130
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+forms = pytest.mark.parametrize(
+    "form", [triton_backend.row_form, triton_backend.state_form], ids=["row", "state"]
+)
+
+
+def assert_equals_the_reference(case, dtype: torch.dtype, tolerance: float, **options) -> None:
+    inputs = case(dtype, 0)
+    got = with_gradients(resolvent, on_device(inputs), **options)
+    want = with_gradients(RESOLVENT.reference, in_float64(inputs))
+    for name, value in got.items():
+        assert value.dtype == dtype
+        assert_close_by_rows(value, want[name], tolerance)
+
+
+@everywhere("gpu_variants", MOST_NODES)
+def test_values_and_gradients_equal_the_reference(case, options):
+    ill_conditioned = 50 if case is RESOLVENT.cases["slow decay"] else 1
+    tolerance = TOLERANCE[torch.float32] * ill_conditioned
+    assert_equals_the_reference(case, torch.float32, tolerance, **options)
+
+
+FEW = ((RESOLVENT, "batch"), (CHAIN, "chains"), (GRID, "from the top left"))
+in_every_variant = pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        pytest.param(op.cases[case], options, id=f"{case}-{variant}")
+        for op, case in FEW
+        for variant, options in op.gpu_variants.items()
+    ],
+)
+
+
+@in_every_variant
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=needs_gpu)], ids=str
+)
+def test_low_precision(case, options, dtype):
+    assert_equals_the_reference(case, dtype, TOLERANCE[dtype], **options)
+
+
+@needs_gpu
+@everywhere("gpu_variants")
+def test_tf32(case, options):
+    torch.set_float32_matmul_precision("high")
+    try:
+        ill_conditioned = 50 if case is RESOLVENT.cases["slow decay"] else 1
+        assert_equals_the_reference(case, torch.float32, 5e-3 * ill_conditioned, **options)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def planned(case: str, front: int | None = None, **options) -> dict:
+    """Inputs of a case with the schedule of its plan instead of ptr."""
+    inputs = RESOLVENT.cases[case](torch.float32, 0)
+    plan = make_plan(inputs["edge_index"], len(inputs["V"]), inputs.pop("ptr"), **options)
+    schedule = schedule_of(plan) if front is None else make_schedule(plan, front)
+    return on_device(inputs) | {"schedule": schedule.to(DEVICE)}
+
+
+@forms
+@pytest.mark.parametrize("front", [0, 16, 1000])
+def test_fronts_of_any_size_give_the_same(form, front):
+    got = with_gradients(form, planned("superpixels", front))
+    exact = in_float64(RESOLVENT.cases["superpixels"](torch.float32, 0))
+    want = with_gradients(RESOLVENT.reference, exact)
+    for name, value in got.items():
+        assert_close_by_rows(value, want[name], TOLERANCE[torch.float32])
+
+
+def test_a_front_of_several_large_tiles():
+    """Its tiles have 32 rows, and their products meet in both directions."""
+    case = spec.one(spec.superpixels, 90)
+    inputs = case(torch.float32, 0)
+    plan = make_plan(inputs["edge_index"], 90)
+    plan.schedule = make_schedule(plan, 128).to(DEVICE)
+    assert (plan.schedule.tile, plan.schedule.tiles, plan.schedule.levels) == (32, 3, 0)
+    assert_equals_the_reference(
+        case, torch.float32, TOLERANCE[torch.float32], plan=plan, form="row", backend="triton"
+    )
+
+
+@forms
+def test_a_scan_of_a_dag_takes_one_sweep(form):
+    inputs = planned("dag", order="topological")
+    assert inputs["schedule"].tiles == 0
+    got = with_gradients(form, inputs)
+    want = with_gradients(RESOLVENT.reference, in_float64(RESOLVENT.cases["dag"](torch.float32, 0)))
+    for name, value in got.items():
+        assert_close_by_rows(value, want[name], TOLERANCE[torch.float32])
+
+
+@in_every_variant
+def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case, options):
+    inputs = on_device(case(torch.float32, 0))
+    first = with_gradients(resolvent, inputs, **options)
+    torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with NaN
+    try:
+        second = with_gradients(resolvent, inputs, **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+
+
+@pytest.mark.parametrize("options", RESOLVENT.gpu_variants.values(), ids=RESOLVENT.gpu_variants)
+def test_nan_stays_in_its_graph(options):
+    graphs = [(spec.peptide, 20), (spec.general, 12), (spec.peptide, 20)]
+    inputs = on_device(spec.make(graphs, torch.float32, 0))
+    spoilt = {k: inputs[k].clone() for k in RESOLVENT.differentiable}
+    spoilt["V"][20:32] = spoilt["B"][20:32] = spoilt["C"][20:32] = float("nan")
+    inside = (inputs["edge_index"][0] >= 20) & (inputs["edge_index"][0] < 32)
+    spoilt["edge_weight"][inside] = float("nan")
+    want = with_gradients(resolvent, inputs, **options)
+    got = with_gradients(resolvent, inputs | spoilt, **options)
+    for name, value in got.items():
+        others = ~inside if name == "edge_weight" else torch.ones(len(value), dtype=torch.bool)
+        if name != "edge_weight":
+            others[20:32] = False
+        assert torch.equal(value[others], want[name][others])
+
+
+def test_a_gradient_that_is_one_number_seen_everywhere():
+    """As `sum().backward()` gives it, without any memory of its own."""
+    inputs = on_device(RESOLVENT.cases["hub"](torch.float32, 0))
+    for options in RESOLVENT.gpu_variants.values():
+        for name in RESOLVENT.differentiable:
+            inputs[name] = inputs[name].detach().requires_grad_()
+        resolvent(**inputs, **options).sum().backward()
+        by_torch = torch.autograd.grad(resolvent(**inputs, backend="torch").sum(), inputs["V"])
+        torch.testing.assert_close(inputs["V"].grad, *by_torch)
+
+
+@pytest.fixture
+def _no_shape_checks():
+    """torch.compile cannot look through what checks shapes while testing."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("_no_shape_checks")
+@in_every_variant
+def test_compiled_equals_eager_in_one_graph(case, options):
+    inputs = on_device(case(torch.float32, 0))
+    if "plan" not in inputs:
+        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+        schedule_of(inputs["plan"])
+    compiled = torch.compile(resolvent, fullgraph=True, backend="aot_eager")
+    want = with_gradients(resolvent, inputs, **options)
+    for name, value in with_gradients(compiled, inputs, **options).items():
+        assert torch.equal(value, want[name])
+
+
+@forms
+def test_differentiating_twice_is_refused(form):
+    inputs = planned("hub")
+    weight = inputs["edge_weight"].requires_grad_()
+    y = form(**inputs)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(y.sum(), weight, create_graph=True)
+
+
+def test_what_the_kernels_cannot_do_is_refused():
+    inputs = RESOLVENT.cases["hub"](torch.float64, 0)
+    for change in ({}, {"refine": 1}, {"mode": "neumann", "terms": 4}):
+        with pytest.raises(ValueError, match="backend='triton' knows"):
+            resolvent(**inputs, backend="triton", **change)
+
+
+def test_a_schedule_moves_with_its_plan():
+    inputs = RESOLVENT.cases["batch"](torch.float32, 0)
+    plan = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+    table = schedule_of(plan).table
+    moved = plan.to("meta")
+    assert moved.schedule.table.device.type == "meta"
+    assert plan.schedule.table is table
+    assert moved.schedule[1:] == plan.schedule[1:]
+
+
+def outside(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run Python without the interpreter of kernels."""
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, *code.split(" ", 1)]
+    return subprocess.run(
+        command, env=kept | environment, capture_output=True, text=True, check=False, timeout=280
+    )
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
+def test_kernels_on_a_cpu_say_what_to_do():
+    code = "-c import torch, kernels; w = torch.zeros(0, 1); x = torch.ones(1, 1);"
+    code += " e = torch.zeros(2, 0, dtype=torch.int64);"
+    code += " kernels.resolvent(e, w, x, x, x[None], backend='triton')"
+    assert "set TRITON_INTERPRET=1 before Python starts" in outside(code).stderr
+
+
+def test_every_kernel_compiles_without_spilling():
+    """For sm_80 and sm_90, as launched on the benchmarks' inputs."""
+    done = outside("-m kernels.aot")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    for name in ("factorise", "solve", "mix", "project", "edge", "contract"):
+        assert f"{name}_kernel" in done.stdout
+
+
+def test_no_kernel_uses_atomics():
+    for path in Path(triton_backend.__file__).parent.glob("*.py"):
+        assert "tl.atomic" not in path.read_text()
+
+
+@needs_gpu
+@in_every_variant
+def test_no_step_waits_for_the_gpu(case, options):
+    inputs = on_device(case(torch.float32, 0))
+    if "plan" not in inputs:
+        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+    run_both_passes(inputs, options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run_both_passes(inputs, options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@in_every_variant
+def test_a_cuda_graph_replays_a_step(case, options):
+    inputs = on_device(case(torch.float32, 0))
+    if "plan" not in inputs:
+        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run_both_passes(inputs, options)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run_both_passes(inputs, options)
+    inputs["V"].data.mul_(2)
+    graph.replay()
+    for value, want in zip(captured, run_both_passes(inputs, options), strict=True):
+        assert torch.equal(value, want)
+
+
+def run_both_passes(inputs: dict, options: dict) -> list[torch.Tensor]:
+    """Output and gradients for a cotangent of ones, without any other work."""
+    for name in RESOLVENT.differentiable:
+        inputs[name].requires_grad_()
+    y = resolvent(**inputs, **options)
+    leaves = [inputs[name] for name in RESOLVENT.differentiable]
+    return [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
