@@ -231,7 +231,7 @@ class LRGBDataModule(GraphDataModule):
         Raises:
             DataError: nothing was prepared, in this process or by another.
         """
-        folder = self._located()
+        folder = self.cached_folder()
         if hasattr(self, "train_dataset"):
             return
         for split in SPLITS:
@@ -251,7 +251,7 @@ class LRGBDataModule(GraphDataModule):
     def label_names(self) -> list[str]:
         """Names of the columns of y, or of the classes; generated ones have their own."""
         if self.task in GENERATED_LABELS:
-            self._located()
+            self.cached_folder()
             if self.source_used == "generated":
                 return list(GENERATED_LABELS[self.task])
         return list(TASKS[self.task].labels)
@@ -259,7 +259,7 @@ class LRGBDataModule(GraphDataModule):
     @property
     def fingerprint(self) -> str:
         """12 hex digits that are equal for equal graphs in equal splits under an equal limit."""
-        self._located()
+        self.cached_folder()
         parts = [self._meta["content"], self.limit]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -267,7 +267,7 @@ class LRGBDataModule(GraphDataModule):
         self.source_used, self._folder = source, folder
         self._meta = json.loads((folder / "meta.json").read_text())
 
-    def _located(self) -> Path:
+    def cached_folder(self) -> Path:
         """The cached folder, also where another process has prepared it."""
         if self._folder is not None:
             return self._folder

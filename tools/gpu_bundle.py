@@ -111,7 +111,7 @@ def pack_data(path: Path, experiments: list[str], overrides: list[str]) -> dict[
                 continue
             datamodule.prepare_data()
             datamodule.setup()
-            cached = datamodule._located()
+            cached = datamodule.cached_folder()
             tar.add(cached, cached.relative_to(datamodule.cache_dir))
             packed[datamodule.task] = datamodule.provenance
     return packed

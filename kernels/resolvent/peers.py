@@ -83,11 +83,17 @@ def inverse_each(
 
 
 def doubling(
-    edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor, ptr: Tensor
+    edge_index: Tensor,
+    edge_weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    ptr: Tensor,
+    terms: int = DOUBLING_TERMS,
 ) -> Tensor:
-    """The paper's relaxation with 64 terms, which is not exact on graphs with cycles."""
+    """The paper's relaxation, step by step in the inputs' dtype; not exact on graphs with cycles."""
     batch = Ragged(ptr, V.shape[0])
-    return neumann_form(edge_index, edge_weight, B, C, V, batch=batch, terms=DOUBLING_TERMS)
+    return neumann_form(edge_index, edge_weight, B, C, V, batch=batch, terms=terms)
 
 
 def ssd_minimal(

@@ -239,7 +239,10 @@ CHAIN = OpSpec(
         "chains": partial(chains, [5, 1, 70, 33, 5], signed=True),
     },
     benchmarks={
-        "1 chain of 4,096": partial(chains, [4096], heads=8, state=64, head_dim=64),
+        **{
+            f"1 chain of {n:,}": partial(chains, [n], heads=8, state=64, head_dim=64)
+            for n in (1024, 4096, 16384)
+        },
         "8 chains of 4,096": partial(chains, [4096] * 8, heads=4, state=16, head_dim=32),
     },
     peers={

@@ -45,14 +45,14 @@ def compare(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) ->
     }
 
 
-def ceilings(device: str) -> dict[str, float]:
-    """What this machine can do at most: bytes copied a second, FLOP a second of float32 products.
+def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """What this machine can do at most: bytes copied a second, FLOP of matrix products a second.
 
-    Products are in TF32 where torch has been told that this will do.
+    float32 products are in TF32 where torch has been told that this will do.
     """
     numbers = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
     side = 8192 if device == "cuda" else 2048
-    matrix = torch.randn(side, side, device=device)
+    matrix = torch.randn(side, side, device=device).to(dtype)
     copy, out = torch.empty_like(numbers), torch.empty_like(matrix)
     calls = {
         "copy": lambda: copy.copy_(numbers),

@@ -1,5 +1,7 @@
 """Batches by node budget: every graph once, little padding, resumable, shared among processes."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,19 @@ def test_an_epoch_that_was_cut_short_is_followed_by_a_whole_one():
     next(iter(loader))
     assert len(list(loader)) == len(loader)
     assert loader.state_dict() == {"epoch": 1, "batch": len(loader)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_transformed_where_they_are_loaded(num_workers):
+    def transform(batch):
+        batch.loaded_by, batch.twice = os.getpid(), 2 * batch.num_graphs
+        return batch
+
+    graphs = [molecule_like("path") for _ in range(3)]
+    sampler = NodeBudgetSampler(torch.full((3,), 3), 3, True)
+    (batch,) = GraphLoader(graphs, sampler, num_workers, transform)
+    assert batch.twice == 6
+    assert (batch.loaded_by == os.getpid()) == (num_workers == 0)
 
 
 @pytest.mark.parametrize(("sizes", "replicas"), [([], 1), ([4], 2)])

@@ -8,9 +8,10 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from torch_geometric.data import Batch, Data
 
 from kernels import resolvent
-from kernels.resolvent import make_plan, spec, triton_backend
+from kernels.resolvent import AddPlan, make_plan, plan_of, spec, triton_backend
 from kernels.resolvent.schedule import make_schedule, schedule_of
 from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
 from tests.kernels.comparing import (
@@ -195,14 +196,18 @@ def test_what_the_kernels_cannot_do_is_refused():
             resolvent(**inputs, backend="triton", **change)
 
 
-def test_a_schedule_moves_with_its_plan():
-    inputs = RESOLVENT.cases["batch"](torch.float32, 0)
-    plan = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
-    table = schedule_of(plan).table
-    moved = plan.to("meta")
-    assert moved.schedule.table.device.type == "meta"
-    assert plan.schedule.table is table
-    assert moved.schedule[1:] == plan.schedule[1:]
+def test_a_plan_moves_with_its_batch():
+    """Made where the batch is loaded; what it has there stays there."""
+    inputs = RESOLVENT.cases["tree"](torch.float32, 0)
+    graph = Data(edge_index=inputs["edge_index"], num_nodes=64)
+    load = AddPlan()
+    load.for_triton = True  # as on a machine with a GPU
+    batch = load(Batch.from_data_list([graph, graph]))
+    moved = batch.clone().to("meta", non_blocking=True)
+    assert plan_of(moved) is moved.plan
+    assert moved.plan.schedule.table.device.type == "meta"
+    assert batch.plan.schedule.table.device.type == "cpu"
+    assert moved.plan.schedule[1:] == batch.plan.schedule[1:]
 
 
 def outside(code: str, **environment: str) -> subprocess.CompletedProcess:
