@@ -54,15 +54,16 @@ def compiled(launch: Launch, architecture: int) -> Usage:
     """Compile a noted launch for sm_`architecture`, specialised as a real launch would be."""
     signature, constants, attributes = {}, dict(launch.constants), {}
     values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
-    for number, name in enumerate(launch.kernel.arg_names):
+    for number, parameter in enumerate(launch.kernel.params):
+        name, plain = parameter.name, parameter.do_not_specialize
         value = values.get(name)
-        if name in launch.constants or (not isinstance(value, Tensor) and value == 1):
+        if name in launch.constants or (not isinstance(value, Tensor) and value == 1 and not plain):
             constants.setdefault(name, value)
             signature[name] = "constexpr"
             continue
         signature[name] = TYPES[value.dtype] if isinstance(value, Tensor) else _scalar(value)
         aligned = value.data_ptr() if isinstance(value, Tensor) else value
-        if isinstance(aligned, int) and aligned % 16 == 0:
+        if isinstance(aligned, int) and aligned % 16 == 0 and not plain:
             attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes

@@ -50,8 +50,12 @@ def launch(
     if _notebook is not None:
         _notebook.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
         return
-    on_gpu = all(x.is_cuda for x in arguments if isinstance(x, Tensor))
-    if not on_gpu and not triton.knobs.runtime.interpret:
+    device = next(x.device for x in arguments if isinstance(x, Tensor))
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
+        return
+    if not triton.knobs.runtime.interpret:
         raise ValueError(
             "Triton kernels need tensors on a GPU: move them there, leave backend='triton' out, or "
             "set TRITON_INTERPRET=1 before Python starts to have them interpreted, slowly."
@@ -73,8 +77,9 @@ def noted_launches() -> Iterator[list[Launch]]:
 def dot_precision(dtype: torch.dtype) -> str:
     """Precision of `tl.dot` on float32 operands that come from inputs of this dtype.
 
-    float32 takes three TF32 products, which is nearly as exact, unless torch has been told that
-    TF32 will do (`torch.set_float32_matmul_precision`); lower dtypes have no more digits than TF32.
+    Three TF32 products are nearly as exact as float32. One, whose operands lose all but 10 bits of
+    their fractions, will do for bfloat16, which has 7, and for float32 where torch has been told so
+    (`torch.set_float32_matmul_precision`); float16 has 10 itself, and sums would show the loss.
     """
-    full = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    return "tf32x3" if full else "tf32"
+    told = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if told or dtype == torch.bfloat16 else "tf32x3"

@@ -127,6 +127,8 @@ def _by_triton(
     """Only looks at tensors' shapes where a plan with a schedule is given, so it can be traced."""
     from kernels.resolvent import triton_backend
 
+    if not V.numel() or not B.numel():
+        return torch.zeros_like(V)
     inputs = (edge_index, edge_weight, B, C, V)
     if isinstance(plan, ChainPlan | GridPlan):
         _check_no_form(plan, form, 0)

@@ -28,6 +28,7 @@ UNFITTED = {
     "flop": 5e-14,
 }
 FORMS = ("row", "state")
+MOST_NUMBERS = 2**30  # of (I − A)⁻¹ on a GPU, which a backward pass holds twice
 FITTED = json.loads(PATH.read_text())
 GPU_UNIT = FITTED["cuda"]["seconds"] if "cuda" in FITTED else UNFITTED
 
@@ -45,9 +46,12 @@ def faster_form(plan: Plan, state: int, heads: int, head_dim: int) -> str:
 
 
 def faster_form_on_gpu(plan: Plan, state: int, heads: int, head_dim: int) -> str:
-    """The same of the Triton kernels; reads no tensor of a plan that has a schedule."""
+    """The same of the Triton kernels, within memory; reads no tensor of a plan with a schedule."""
+    if heads * plan.schedule.numbers > MOST_NUMBERS:
+        return "state"
     size = (state, heads, head_dim)
-    return min(FORMS, key=lambda form: _seconds(amounts_on_gpu(plan, *size, form), GPU_UNIT))
+    row, by_state = (_seconds(amounts_on_gpu(plan, *size, form), GPU_UNIT) for form in FORMS)
+    return "row" if row <= by_state else "state"
 
 
 def best_front(plan: Plan) -> int:

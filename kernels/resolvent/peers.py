@@ -91,7 +91,7 @@ def doubling(
     ptr: Tensor,
     terms: int = DOUBLING_TERMS,
 ) -> Tensor:
-    """The paper's relaxation, step by step in the inputs' dtype; not exact on graphs with cycles."""
+    """The paper's relaxation, all of it in the inputs' dtype; not exact on graphs with cycles."""
     batch = Ragged(ptr, V.shape[0])
     return neumann_form(edge_index, edge_weight, B, C, V, batch=batch, terms=terms)
 

@@ -237,6 +237,7 @@ CHAIN = OpSpec(
     cases={
         **{f"chain of {n}": partial(chains, [n]) for n in (1, 2, 63, 64, 65, 444)},
         "chains": partial(chains, [5, 1, 70, 33, 5], signed=True),
+        "slow decay": partial(chains, [100], margin=1e-2, scale=1e3),
     },
     benchmarks={
         **{

@@ -111,7 +111,10 @@ def _tables(
     chains = _pieces_of_chains(size, Q * blocks_of_span)
     spans = _pieces(size, chains, Q * blocks_of_span, reverse)
     blocks = _pieces(size, _pieces_of_chains(size, Q), Q, reverse)
-    return _Tables(*(table.int().to(device) for table in (spans, blocks, chains)))
+    tables = (table.int() for table in (spans, blocks, chains))
+    if device.type == "cuda":  # from page-locked memory, so that nobody waits
+        tables = (table.pin_memory().to(device, non_blocking=True) for table in tables)
+    return _Tables(*tables)
 
 
 def _pieces_of_chains(size: Int[Tensor, " k"], length: int) -> Int[Tensor, "k 2"]:

@@ -52,21 +52,19 @@ def factorise(weight_EH: Tensor, schedule: Schedule) -> Tensor:
     return values
 
 
-def resolvent_rows(values: Tensor, schedule: Schedule, precision: str) -> Tensor:
+def resolvent_rows(values: Tensor, schedule: Schedule) -> Tensor:
     """(I − A)⁻¹ of all graphs [H, Σ n²], the rows of a matrix end to end."""
     L = values.new_empty(len(values), schedule.numbers)
-    _solve(L, values, schedule, transposed=False, identity=True, precision=precision)
+    _solve(L, values, schedule, transposed=False, identity=True)
     return L
 
 
-def solve_rows_(X: Tensor, values: Tensor, schedule: Schedule, precision: str) -> None:
+def solve_rows_(X: Tensor, values: Tensor, schedule: Schedule) -> None:
     """(I − A)⁻ᵀ X of all graphs in the place of X [H, Σ n²]."""
-    _solve(X, values, schedule, transposed=True, identity=False, precision=precision)
+    _solve(X, values, schedule, transposed=True, identity=False)
 
 
-def _solve(
-    X: Tensor, values: Tensor, schedule: Schedule, transposed: bool, identity: bool, precision: str
-) -> None:
+def _solve(X: Tensor, values: Tensor, schedule: Schedule, transposed: bool, identity: bool) -> None:
     launch(
         solve_kernel,
         (schedule.blocks, 1, len(values)),
@@ -77,13 +75,10 @@ def _solve(
         ROWS=ROWS,
         COLUMNS=LANES,
         TILE=schedule.tile,
-        PRECISION=precision,
     )
 
 
-def solve_states_(
-    X_HNW: Tensor, values: Tensor, schedule: Schedule, transposed: bool, precision: str
-) -> None:
+def solve_states_(X_HNW: Tensor, values: Tensor, schedule: Schedule, transposed: bool) -> None:
     """(I − A)⁻¹ X or (I − A)⁻ᵀ X in the place of X, W columns a node."""
     heads, nodes, width = X_HNW.shape
     columns = 64 if width > LANES else LANES
@@ -97,7 +92,6 @@ def solve_states_(
         ROWS=ROWS,
         COLUMNS=columns,
         TILE=schedule.tile,
-        PRECISION=precision,
     )
 
 
@@ -108,7 +102,7 @@ def part(T, number):
     return T + tl.load(T + number)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 @no_type_check
 def factorise_kernel(values, weight, T, slots, heads, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """A program takes one head of one graph.
@@ -212,7 +206,7 @@ def _inverted(A, TILE: tl.constexpr):
     return A
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 @no_type_check
 def solve_kernel(
     X,
@@ -227,7 +221,6 @@ def solve_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """A program takes some columns of one graph's right side, for one head, in place.
 
@@ -253,7 +246,7 @@ def solve_kernel(
         tl.debug_barrier()
     half: tl.constexpr = HALVES + (2 * PARTS_OF_A_HALF if TRANSPOSED else 0)
     _sweep(X, values, T, graph, lane, width, half, ROW_FORM, ROWS)
-    _solve_front(X, values, T, graph, lane, width, TRANSPOSED, ROW_FORM, TILE, PRECISION)
+    _solve_front(X, values, T, graph, lane, width, TRANSPOSED, ROW_FORM, TILE)
     _sweep(X, values, T, graph, lane, width, half + PARTS_OF_A_HALF, ROW_FORM, ROWS)
 
 
@@ -312,7 +305,6 @@ def _solve_front(
     TRANSPOSED: tl.constexpr,
     ROW_FORM: tl.constexpr,
     TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Solve with the front's block LU: down with its first triangle, up with its second one."""
     begin = tl.load(part(T, FRONTS) + graph)
@@ -334,9 +326,9 @@ def _solve_front(
             x -= tl.dot(
                 tl.load(F + tile + at),
                 tl.load(there, mask=known, other=0.0),
-                input_precision=PRECISION,
+                input_precision="tf32x3",
             )
         if down == TRANSPOSED:  # the triangle whose diagonal is not one
-            x = tl.dot(tl.load(F + i * m + i + at), x, input_precision=PRECISION)
+            x = tl.dot(tl.load(F + i * m + i + at), x, input_precision="tf32x3")
         tl.store(rows, x, mask=inside)
         tl.debug_barrier()

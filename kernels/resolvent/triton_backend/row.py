@@ -65,9 +65,8 @@ def _row(
     """Y, and for the backward pass (I − A)⁻¹ and the factors."""
     schedule = Schedule(table, *sizes)
     B, C, V = (x.contiguous() for x in (B, C, V))
-    precision = dot_precision(V.dtype)
     values = factorise(weight, schedule)
-    L = resolvent_rows(values, schedule, precision)
+    L = resolvent_rows(values, schedule)
     Y = torch.empty_like(V)
     _mix(L, C, B, V, Y, schedule, transposed=False)
     return Y, L, values
@@ -101,7 +100,7 @@ def _row_backward(
     _mix(L, B, C, dY, dV, schedule, transposed=True)
     dC = _project(L, dY, V, C, B, schedule, M)
     dB = _project(L, V, dY, B, C, schedule, None)
-    solve_rows_(M, values, schedule, dot_precision(V.dtype))
+    solve_rows_(M, values, schedule)
     d_weight = edge_products(M, L, edge_index, schedule, width=None)
     return d_weight.to(weight.dtype), dB, dC, dV
 
@@ -251,7 +250,7 @@ def _block(T, number, ROWS: tl.constexpr):
     return first, last, i
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numbers"])
 @no_type_check
 def mix_kernel(
     L,
@@ -288,7 +287,7 @@ def mix_kernel(
     tl.store(at, total.to(Y.dtype.element_ty), mask=in_i[:, None] & (p < P)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numbers", "nodes"])
 @no_type_check
 def project_kernel(
     L,
@@ -338,7 +337,7 @@ def project_kernel(
     tl.store(at, total, mask=in_i[:, None] & (s < S)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["edges"])
 @no_type_check
 def edge_kernel(
     X,

@@ -16,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.launch import dot_precision, launch
+from kernels.launch import launch
 from kernels.resolvent.schedule import Schedule
 from kernels.resolvent.triton_backend.factors import factorise, solve_states_
 from kernels.resolvent.triton_backend.row import edge_products
 
 MOST_NUMBERS = 2**28  # of the states that are held at once
+MOST_OF_A_NODE = 2**13  # for a program of `contract_kernel`, which holds a node's states
 
 
 def state_form(
@@ -115,9 +116,10 @@ _state.register_autograd(_differentiate, setup_context=_save)
 
 
 def _parts(B: Tensor, V: Tensor) -> list[slice]:
-    """Parts of the states whose solutions fit into MOST_NUMBERS numbers."""
+    """Parts of the states whose solutions fit into memory, and into a program."""
     states = B.shape[1]
-    step = max(1, MOST_NUMBERS // max(1, V.numel()))
+    of_a_node = MOST_OF_A_NODE // triton.next_power_of_2(max(1, V.shape[2]))
+    step = max(1, min(of_a_node, MOST_NUMBERS // max(1, V.numel())))
     return [slice(first, min(first + step, states)) for first in range(0, states, step)]
 
 
@@ -127,8 +129,7 @@ def _solution(
     """(I − A)⁻¹ or (I − A)⁻ᵀ times the outer products left ⊗ right: [H, N, s, P] in float32."""
     right_HNP = right_NHP.transpose(0, 1).float().contiguous()
     X_HNsP = left_Ns.float()[:, :, None] * right_HNP[:, :, None]
-    precision = dot_precision(right_NHP.dtype)
-    solve_states_(X_HNsP.flatten(2), values, schedule, transposed, precision)
+    solve_states_(X_HNsP.flatten(2), values, schedule, transposed)
     return X_HNsP
 
 
@@ -159,7 +160,7 @@ def _contract(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nodes"])
 @no_type_check
 def contract_kernel(
     X,
