@@ -580,7 +580,6 @@ def value_gradients_kernel(
     d_first = tl.sum(d_prefix * tl.sum(tl.where(i[None, :] == 0, L, 0.0), 1))
     dA = tl.dot(tl.trans(L), dL, input_precision=PRECISION) * before
     d_weight = tl.where(i == 0, d_first, tl.sum(dA, 1))
-    d_weight = tl.where((i == 0) & (begins != 0), 0.0, d_weight)
     tl.store(dw + node * H + head, d_weight.to(dw.dtype.element_ty), mask=inside)
 
 
