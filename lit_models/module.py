@@ -99,7 +99,7 @@ class LitModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.task.loss(self(batch), batch)
-        self._require_finite("loss", loss, batch_idx)
+        self._loss = loss.detach()
         self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_graphs)
         if self.task.level == "graph":
             # Batches differ in their number of graphs; every graph is to weigh the same.
@@ -110,17 +110,21 @@ class LitModule(L.LightningModule):
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters() if p.grad is not None]
         )
-        # A loss scaler meets overflowing gradients by design and skips such steps itself.
-        if self.trainer.precision != "16-mixed":
-            self._require_finite("gradient norm", norm, self.trainer.fit_loop.batch_idx)
+        values = {"loss": self._loss, "gradient norm": norm}
+        if self.trainer.precision == "16-mixed":
+            # A loss scaler meets overflowing gradients by design and skips such steps itself.
+            del values["gradient norm"]
+        self._require_finite(values, self.trainer.fit_loop.batch_idx)
         self.log("train/grad_norm", norm)
 
-    def _require_finite(self, what: str, value: Tensor, batch_idx: int) -> None:
+    def _require_finite(self, values: dict[str, Tensor], batch_idx: int) -> None:
+        # The only look at a GPU's numbers that every step takes.
+        finite = torch.stack([value.float() for value in values.values()]).isfinite()
         # All processes stop together: one alone would leave the others waiting for its gradients.
-        finite = bool(torch.isfinite(value))
-        if not self.trainer.strategy.reduce_boolean_decision(finite):
+        if not self.trainer.strategy.reduce_boolean_decision(bool(finite.all())):
+            what = list(values)[int(finite.int().argmin())]
             raise NonFiniteError(
-                f"The {what} became {float(value)} at step {self.global_step} (epoch "
+                f"The {what} became {float(values[what])} at step {self.global_step} (epoch "
                 f"{self.trainer.current_epoch}, batch {batch_idx}), before the optimiser step: "
                 "train again with a smaller model.optimisation.lr, a longer warm-up or a smaller "
                 "trainer.gradient_clip_val, or look for bad values in that batch."

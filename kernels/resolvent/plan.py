@@ -6,6 +6,8 @@ column), upper entries by the round of their pivot (their row), then the diagona
 """
 
 import copy
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -63,7 +65,9 @@ class Plan(Ragged):
         row, col: [Z] target and source of each off-diagonal entry.
         round: [N] round in which a node is eliminated.
         lowers: number of entries below the diagonal, which come first.
-        rounds: what to do in each round that changes anything.
+        left, right, target: of each product that is subtracted, by round, see `Round`.
+        lower_bounds, product_bounds: where the lower entries and the products of each round begin,
+            and where those of the last one end.
     """
 
     def __init__(
@@ -74,11 +78,16 @@ class Plan(Ragged):
         col: Tensor,
         round: Tensor,
         lowers: int,
-        rounds: list[Round],
+        left: Tensor,
+        right: Tensor,
+        target: Tensor,
+        lower_bounds: list[int],
+        product_bounds: list[int],
     ):
         super().__init__(ptr, len(round))
         self.edge_value, self.row, self.col, self.round = edge_value, row, col, round
-        self.lowers, self.rounds = lowers, rounds
+        self.lowers, self.left, self.right, self.target = lowers, left, right, target
+        self.lower_bounds, self.product_bounds = lower_bounds, product_bounds
         self.schedule: Schedule | None = None  # for Triton kernels, see `schedule_of`
         self._tables: dict[tuple, Sweep | list[Pairs] | Plan] = {}
 
@@ -105,10 +114,33 @@ class Plan(Ragged):
             return self
         key = ("on", device)
         if key not in self._tables:
-            tensors = (self.ptr, self.edge_value, self.row, self.col, self.round)
-            rounds = [Round(r.lower, *(part.to(device) for part in r[1:])) for r in self.rounds]
-            self._tables[key] = Plan(*(x.to(device) for x in tensors), self.lowers, rounds)
+            entries = (self.ptr, self.edge_value, self.row, self.col, self.round)
+            products = (self.left, self.right, self.target)
+            self._tables[key] = Plan(
+                *(x.to(device) for x in entries),
+                self.lowers,
+                *(x.to(device) for x in products),
+                self.lower_bounds,
+                self.product_bounds,
+            )
         return self._tables[key]
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """What to do in each round that changes anything."""
+        bounds = zip(pairwise(self.lower_bounds), pairwise(self.product_bounds), strict=True)
+        slices = [(slice(*lower), slice(*product)) for lower, product in bounds]
+        return [
+            Round(
+                below,
+                self.num_entries + self.col[below],
+                self.left[some],
+                self.right[some],
+                self.target[some],
+            )
+            for below, some in slices
+            if below.start < below.stop
+        ]
 
     @property
     def num_entries(self) -> int:
@@ -316,14 +348,8 @@ def make_plan(
     lower_round = rounds[col[:lowers]]
     lower_cuts = torch.searchsorted(lower_round, cuts).tolist()
     product_cuts = torch.searchsorted(lower_round[left], cuts).tolist()
-    lower_bounds, product_bounds = [0, *lower_cuts, lowers], [0, *product_cuts, len(left)]
-    steps = []
-    for nth in range(last):
-        below = slice(*lower_bounds[nth : nth + 2])
-        some = slice(*product_bounds[nth : nth + 2])
-        if below.start < below.stop:
-            steps.append(Round(below, entries + col[below], left[some], right[some], goal[some]))
-    return Plan(ptr, edge_value, row, col, rounds, lowers, steps)
+    bounds = [0, *lower_cuts, lowers], [0, *product_cuts, len(left)]
+    return Plan(ptr, edge_value, row, col, rounds, lowers, left, right, goal, *bounds)
 
 
 def check_edges(edge_index: Int[Tensor, "2 E"], ptr: Int[Tensor, " G1"]) -> None:

@@ -97,11 +97,7 @@ class _Builder:
         self.ptr, self.round, self.graph = (x.cpu() for x in (plan.ptr, plan.round, plan.graph))
         self.row, self.col, self.edge_value = plan.row.cpu(), plan.col.cpu(), plan.edge_value.cpu()
         self.lowers, self.entries, self.nodes = plan.lowers, plan.num_entries, plan.num_nodes
-        empty = self.row[:0]
-        self.left, self.right, self.goal = (
-            torch.cat([empty, *(getattr(r, name).cpu() for r in plan.rounds)])
-            for name in ("left", "right", "target")
-        )
+        self.left, self.right, self.goal = (x.cpu() for x in (plan.left, plan.right, plan.target))
         self.last = int(self.round.max()) + 1 if self.nodes else 1
         front = 0 if plan.triangular else front
         self.in_front = plan.nodes_left().cpu()[self.graph, self.round] <= front
