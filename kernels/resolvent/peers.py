@@ -5,6 +5,7 @@ Shapes: G graphs, n nodes of the largest, N nodes, E edges, H heads, S state, P 
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -20,40 +21,42 @@ DOUBLING_TERMS = 64
 def padded_inverse_float64(
     edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor, ptr: Tensor
 ) -> Tensor:
-    """The released way: the inverse of every padded matrix, dense, in float64.
-
-    One matrix at a time on a CPU, where torch's batched LAPACK calls hang or corrupt above 128 rows
-    once the number of threads has been set.
-    """
-    batch = Ragged(ptr, V.shape[0], stacked=False)
-    (stack,) = batch.stacks
-    A_GHnn = _adjacency(batch, edge_index, edge_weight.double())
-    M_KnN = (torch.eye(stack.nodes, dtype=A_GHnn.dtype, device=V.device) - A_GHnn).flatten(0, 1)
-    if V.device.type == "cpu":
-        L_Knn = torch.stack([torch.linalg.inv(M) for M in M_KnN])
-    else:
-        L_Knn = torch.linalg.inv(M_KnN)
-    C_GnS, B_GnS, V_GnHP = (stack.of(batch.padded(x).double()) for x in (C, B, V))
-    kernel_Gnn = C_GnS @ B_GnS.mT
-    masked_GHnn = L_Knn.view_as(A_GHnn) * kernel_Gnn[:, None]
-    V_GHnP = V_GnHP.transpose(1, 2)
-    Y_GnHP = (masked_GHnn @ V_GHnP).transpose(1, 2)
-    return batch.unpadded(Y_GnHP.flatten(0, 1)).to(V.dtype)
+    """The released way: the inverse of every padded matrix, dense, in float64."""
+    numbers = (x.double() for x in (edge_weight, B, C, V))
+    return _padded(torch.linalg.inv, edge_index, *numbers, ptr).to(V.dtype)
 
 
 def linalg_solve(
     edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor, ptr: Tensor
 ) -> Tensor:
     """torch.linalg.solve for the resolvent of every padded matrix, in the inputs' own dtype."""
+
+    def solve(M: Tensor) -> Tensor:
+        return torch.linalg.solve(M, torch.eye(M.shape[-1], dtype=M.dtype, device=M.device))
+
+    return _padded(solve, edge_index, edge_weight, B, C, V, ptr)
+
+
+def _padded(
+    invert: Callable[[Tensor], Tensor],
+    edge_index: Tensor,
+    edge_weight: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    ptr: Tensor,
+) -> Tensor:
+    """Dense, all graphs padded to the largest.
+
+    One matrix at a time on a CPU, where torch's batched LAPACK calls hang or corrupt above 128 rows
+    once the number of threads has been set.
+    """
     batch = Ragged(ptr, V.shape[0], stacked=False)
     (stack,) = batch.stacks
     A_GHnn = _adjacency(batch, edge_index, edge_weight)
-    eye = torch.eye(stack.nodes, dtype=V.dtype, device=V.device)
-    M_KnN = (eye - A_GHnn).flatten(0, 1)
-    if V.device.type == "cpu":  # one at a time, as above
-        L_Knn = torch.stack([torch.linalg.solve(M, eye) for M in M_KnN])
-    else:
-        L_Knn = torch.linalg.solve(M_KnN, eye)
+    M_KnN = (torch.eye(stack.nodes, dtype=V.dtype, device=V.device) - A_GHnn).flatten(0, 1)
+    on_cpu = V.device.type == "cpu"
+    L_Knn = torch.stack([invert(M) for M in M_KnN]) if on_cpu else invert(M_KnN)
     C_GnS, B_GnS, V_GnHP = (stack.of(batch.padded(x)) for x in (C, B, V))
     masked_GHnn = L_Knn.view_as(A_GHnn) * (C_GnS @ B_GnS.mT)[:, None]
     Y_GnHP = (masked_GHnn @ V_GnHP.transpose(1, 2)).transpose(1, 2)

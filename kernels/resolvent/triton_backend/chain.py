@@ -28,7 +28,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.autograd import refuse_second_derivatives
+from kernels.autograd import differentiate_by
 from kernels.launch import dot_precision, launch
 
 Q = 32  # nodes of a block
@@ -196,25 +196,7 @@ def _chain_backward(
     return dw, dB, dC, dV
 
 
-@_chain_backward.register_fake
-def _(dY, weight, B, C, V, E, sizes, reverse):
-    return tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (weight, B, C, V)
-    )
-
-
-def _keep(ctx, inputs, output) -> None:
-    *tensors, ctx.sizes, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx, dY: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    refuse_second_derivatives()
-    return *_chain_backward(dY, *ctx.saved_tensors, ctx.sizes, ctx.reverse), None, None
-
-
-_chain.register_autograd(_differentiate, setup_context=_keep)
+differentiate_by(_chain, _chain_backward, gradients=4)
 
 
 def _constants(B: Tensor, V: Tensor, reverse: bool) -> dict[str, int | str]:

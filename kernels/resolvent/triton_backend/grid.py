@@ -22,7 +22,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.autograd import refuse_second_derivatives
+from kernels.autograd import differentiate_by
 from kernels.launch import dot_precision, launch
 
 MOST_COLUMNS = 64  # of an image: R_r and the states of a row have to stay in registers
@@ -101,23 +101,7 @@ def _grid_backward(
     return d_left, d_top, dB.to(B.dtype), dC.to(C.dtype), dV
 
 
-@_grid_backward.register_fake
-def _(dY, left, top, B, C, V):
-    return tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (left, top, B, C, V)
-    )
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx, dY) -> tuple[Tensor, ...]:
-    refuse_second_derivatives()
-    return _grid_backward(dY, *ctx.saved_tensors)
-
-
-_grid.register_autograd(_differentiate, setup_context=_save)
+differentiate_by(_grid, _grid_backward, gradients=5)
 
 
 class _Tile(NamedTuple):

@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.autograd import refuse_second_derivatives
+from kernels.autograd import differentiate_by
 from kernels.launch import dot_precision, launch
 from kernels.resolvent.schedule import LANES, Schedule
 from kernels.resolvent.triton_backend.factors import (
@@ -88,10 +88,10 @@ def _row_backward(
     B: Tensor,
     C: Tensor,
     V: Tensor,
-    L: Tensor,
-    values: Tensor,
     edge_index: Tensor,
     table: Tensor,
+    L: Tensor,
+    values: Tensor,
     sizes: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     schedule = Schedule(table, *sizes)
@@ -105,27 +105,7 @@ def _row_backward(
     return d_weight.to(weight.dtype), dB, dC, dV
 
 
-@_row_backward.register_fake
-def _(dY, weight, B, C, V, L, values, edge_index, table, sizes):
-    return tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (weight, B, C, V)
-    )
-
-
-def _save(ctx, inputs, output) -> None:
-    *tensors, sizes = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.sizes = sizes
-
-
-def _differentiate(ctx, dY, *_) -> tuple[Tensor | None, ...]:
-    refuse_second_derivatives()
-    weight, B, C, V, edge_index, table, L, values = ctx.saved_tensors
-    gradients = _row_backward(dY, weight, B, C, V, L, values, edge_index, table, ctx.sizes)
-    return *gradients, None, None, None
-
-
-_row.register_autograd(_differentiate, setup_context=_save)
+differentiate_by(_row, _row_backward, gradients=4)
 
 
 def _mix(

@@ -15,7 +15,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.autograd import refuse_second_derivatives
+from kernels.autograd import differentiate_by
 from kernels.launch import launch
 from kernels.resolvent.schedule import Schedule
 from kernels.resolvent.triton_backend.factors import factorise, solve_states_
@@ -72,9 +72,9 @@ def _state_backward(
     B: Tensor,
     C: Tensor,
     V: Tensor,
-    values: Tensor,
     edge_index: Tensor,
     table: Tensor,
+    values: Tensor,
     sizes: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     schedule = Schedule(table, *sizes)
@@ -92,27 +92,7 @@ def _state_backward(
     return tuple(d.to(x.dtype) for d, x in zip((d_weight, dB, dC, dV), (weight, B, C, V)))
 
 
-@_state_backward.register_fake
-def _(dY, weight, B, C, V, values, edge_index, table, sizes):
-    return tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (weight, B, C, V)
-    )
-
-
-def _save(ctx, inputs, output) -> None:
-    *tensors, sizes = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.sizes = sizes
-
-
-def _differentiate(ctx, dY, _) -> tuple[Tensor | None, ...]:
-    refuse_second_derivatives()
-    weight, B, C, V, edge_index, table, values = ctx.saved_tensors
-    gradients = _state_backward(dY, weight, B, C, V, values, edge_index, table, ctx.sizes)
-    return *gradients, None, None, None
-
-
-_state.register_autograd(_differentiate, setup_context=_save)
+differentiate_by(_state, _state_backward, gradients=4)
 
 
 def _parts(B: Tensor, V: Tensor) -> list[slice]:
