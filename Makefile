@@ -12,10 +12,10 @@ export DATA_DIR
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train resume eval predict test test-slow test-faults benchmark fit-costs compile-kernels lint tensorboard \
-	doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-train
+	doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(INSTALLED) ## install everything into $(VENV), once
 
@@ -105,6 +105,10 @@ gpu-test: gpu-setup ## there: the kernels' tests, without those that have passed
 
 gpu-benchmark: gpu-setup ## there: the benchmarks, without those that are done: [ARGS=--again]
 	$(GPU_RUN) -m pytest -p tools.gpu_tests --benchmark $(ARGS)
+
+gpu-fit-costs: gpu-setup ## there: fit the cost model to the GPU, into OUT/cost.json, to replace kernels/resolvent/cost.json
+	$(GPU_RUN) -m kernels.resolvent.cost
+	cp kernels/resolvent/cost.json "$(OUT)"
 
 gpu-train: gpu-setup ## there: train for MINUTES, from where it stands: EXP=… [MINUTES=8] [SCALE=paper] [ARGS=seed=1]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make gpu-train EXP=chimera_lrgb.'; exit 1; }
