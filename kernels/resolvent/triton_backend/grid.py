@@ -68,7 +68,7 @@ def _grid(left: Tensor, top: Tensor, B: Tensor, C: Tensor, V: Tensor) -> Tensor:
     pieces = triton.cdiv(S, tile.states)
     Y = V.new_empty(pieces, *V.shape, dtype=V.dtype if pieces == 1 else torch.float32)
     launch(
-        mix_kernel,
+        grid_kernel,
         (G * tile.blocks(S, P), H),
         *(left, top, B, C, V, Y, G, R, K, H, S, P),
         **tile.options(V),
@@ -164,8 +164,8 @@ def _gradients(
     of_V = empty(blocks_S, t, R, K, m, P)
     grid, sizes = (t * blocks_S * blocks_P, m), (t, R, K, H, S, P, heads.start)
     outputs, options = (of_left, of_top, of_B, of_V), tile.options(V)
-    launch(keep_kernel, grid, left, top, B, V, dY, h, of_C, *sizes, **options)
-    launch(adjoint_kernel, grid, left, top, B, C, V, dY, h, *outputs, *sizes, **options)
+    launch(grid_states_kernel, grid, left, top, B, V, dY, h, of_C, *sizes, **options)
+    launch(grid_adjoint_kernel, grid, left, top, B, C, V, dY, h, *outputs, *sizes, **options)
     return of_left, of_top, of_B, of_C, of_V
 
 
@@ -239,7 +239,7 @@ def _states_at(h, row, k, p, s, K, S, P):
 
 @triton.jit
 @no_type_check
-def mix_kernel(
+def grid_kernel(
     left,
     top,
     B,
@@ -278,7 +278,7 @@ def mix_kernel(
 
 @triton.jit
 @no_type_check
-def keep_kernel(
+def grid_states_kernel(
     left,
     top,
     B,
@@ -322,7 +322,7 @@ def keep_kernel(
 
 @triton.jit
 @no_type_check
-def adjoint_kernel(
+def grid_adjoint_kernel(
     left,
     top,
     B,
