@@ -179,6 +179,7 @@ def _mamba(module: str) -> ModuleType:
         if found is None:
             raise ModuleNotFoundError("mamba-ssm is not installed: make benchmark does that.")
         package = ModuleType("mamba_ssm")
+        package.__spec__ = found
         package.__path__ = found.submodule_search_locations
         sys.modules["mamba_ssm"] = package
     return importlib.import_module(f"mamba_ssm.{module}")
