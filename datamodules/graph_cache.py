@@ -221,7 +221,7 @@ def damage(folder: Path) -> str | None:
         return f"{folder} does not exist"
     try:
         for name, digest in json.loads((folder / "meta.json").read_text())["sha256"].items():
-            if _sha256(folder / name) != digest:
+            if sha256(folder / name) != digest:
                 return f"The cached file {folder / name} is damaged (SHA-256 differs)"
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"The cached folder {folder} is damaged ({one_line(error)})"
@@ -248,7 +248,7 @@ def _write(plan: CachePlan) -> None:
             "key": json.loads(plan.key_text),
             "graphs": {split: len(table.num_nodes) for split, table in tables.items()},
             "content": {split: table.content() for split, table in tables.items()},
-            "sha256": {f"{split}.pt": _sha256(ready / f"{split}.pt") for split in tables},
+            "sha256": {f"{split}.pt": sha256(ready / f"{split}.pt") for split in tables},
             "made_with": {name: _version(name) for name in ("torch", "torch-geometric", "rdkit")},
         }
         with (ready / "meta.json").open("w") as file:
@@ -271,7 +271,7 @@ def _narrow(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

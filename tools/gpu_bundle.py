@@ -8,7 +8,6 @@ unpacked into data/ they are found there and nothing is read, downloaded or feat
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from datamodules.graph_cache import sha256
 from errors import UserError, one_sentence_errors
 from report import code, commit
 from train import CONFIGS
@@ -151,12 +151,6 @@ def archive(folder: Path, path: Path, limit_mib: float = LIMIT_MIB) -> None:
     print(f"{path}: {mib:.1f} MiB, commit {bundle['commit']}, {len(bundle['wheels'])} wheels")
     for task, facts in bundle["data"].items():
         print(f"  {task}: {facts['source'].upper()} data, {facts['graphs']['train']:,} to train on")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

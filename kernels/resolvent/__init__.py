@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.resolvent.backends import Backend, choose_backend
+from kernels.resolvent.backends import Backend, can_be_checked, choose_backend
 from kernels.resolvent.chain import ChainPlan, bidirectional_chain
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.elimination import Elimination, eliminate
@@ -235,7 +235,7 @@ def _check(edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Ten
 
 
 def _check_ptr(ptr: Tensor, nodes: int) -> None:
-    if ptr.device.type == "cpu" and (ptr[0] != 0 or ptr[-1] != nodes or (ptr.diff() < 0).any()):
+    if can_be_checked(ptr) and (ptr[0] != 0 or ptr[-1] != nodes or (ptr.diff() < 0).any()):
         raise ValueError(
             f"ptr must rise from 0 to the {nodes} nodes of V, got {ptr.tolist()}: "
             "pass the batch's own ptr."

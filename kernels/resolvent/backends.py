@@ -30,8 +30,8 @@ def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool = T
         return "triton" if able and HAS_TRITON and tensors[-1].is_cuda else "torch"
     if backend == "triton" and not able:
         raise ValueError(
-            "backend='triton' knows the exact modes without refinement or chunk, up to float32: "
-            "leave backend out."
+            "backend='triton' knows the exact modes without refinement or chunk, grids of up to 64 "
+            "columns by their states, and no float64: leave backend out."
         )
     return backend
 

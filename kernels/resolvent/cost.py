@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from kernels.resolvent.plan import Plan
 
@@ -58,12 +60,17 @@ def best_front(plan: Plan) -> int:
     """The most nodes of a graph's dense front with which the kernels are expected to be fastest."""
     if plan.triangular:
         return 0  # one sweep solves the system
-    return min(FRONTS, key=lambda front: _seconds(_in_turn(*depth(plan, front), 2), GPU_UNIT))
-
-
-def depth(plan: Plan, front: int) -> tuple[int, int, int]:
-    """Most levels of a graph outside of its front, most tiles of a front, and rows of a tile."""
     left = plan.nodes_left()
+    return min(FRONTS, key=lambda front: _seconds(_in_turn(*depth(left, front), 2), GPU_UNIT))
+
+
+def depth(left: Int[Tensor, "G rounds"], front: int) -> tuple[int, int, int]:
+    """Most levels of a graph outside of its front, most tiles of a front, and rows of a tile.
+
+    Args:
+        left: see `Plan.nodes_left`.
+        front: most nodes of a front.
+    """
     if not left.numel():
         return 0, 0, 16
     most = int(torch.where(left <= front, left, 0).max())

@@ -47,7 +47,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         table: int32, the parts of `HEADER`.
-        graphs, nodes, blocks: G, N, and the number of blocks of columns.
+        graphs, blocks: G, and the number of blocks of columns.
         numbers: Σ n² over the graphs.
         slots: values of a head.
         tile: rows of a tile of the fronts.
@@ -56,7 +56,6 @@ class Schedule(NamedTuple):
 
     table: Int[Tensor, " T"]
     graphs: int
-    nodes: int
     blocks: int
     numbers: int
     slots: int
@@ -100,9 +99,10 @@ class _Builder:
         self.left, self.right, self.goal = (x.cpu() for x in (plan.left, plan.right, plan.target))
         self.last = int(self.round.max()) + 1 if self.nodes else 1
         front = 0 if plan.triangular else front
-        self.in_front = plan.nodes_left().cpu()[self.graph, self.round] <= front
+        left = plan.nodes_left().cpu()
+        self.in_front = left[self.graph, self.round] <= front
         sizes = torch.bincount(self.graph[self.in_front], minlength=len(self.ptr) - 1)
-        self.levels, self.tiles, self.tile = depth(plan, front)
+        self.levels, self.tiles, self.tile = depth(left, front)
         self.front_sizes = (sizes + self.tile - 1) // self.tile * self.tile
         self.is_lower = torch.arange(self.entries) < self.lowers
         self.pivot = torch.where(self.is_lower, self.col, self.row)  # of each entry
@@ -140,7 +140,6 @@ class _Builder:
         return Schedule(
             _flat([parts[name] for name in HEADER]),
             graphs=len(sizes),
-            nodes=self.nodes,
             blocks=len(block_graph),
             numbers=numbers,
             slots=int(slot_start[-1]),

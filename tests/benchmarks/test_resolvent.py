@@ -17,11 +17,11 @@ from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.grid import grid_resolvent
 from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
 from tests.benchmarks.timing import ceilings, compare, roofline
+from tests.kernels.comparing import DEVICE, in_float64, on_device
 from train import CONFIGS
 
 pytestmark = pytest.mark.timeout(1800)
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Largest relative error by precision of the inputs, or of their products.
 ERRORS = {"float32": 1e-5}
 if DEVICE == "cuda":
@@ -64,11 +64,6 @@ def inputs_of(batch, heads: int, state: int, head_dim: int) -> dict:
         "V": torch.randn(nodes, heads, head_dim, generator=generator),
     }
     return on_device(inputs)
-
-
-def on_device(inputs: dict) -> dict:
-    """Inputs with their tensors where the benchmark runs."""
-    return {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
 def forward(function, cases, **options):
@@ -177,7 +172,7 @@ def test_against_its_peers(peptides, green, record, limits, precision, sizes, pa
     if precision != "bfloat16":  # LAPACK has none
         functions |= {name: passes(peer, bare) for name, peer in RESOLVENT.peers.items()}
     inputs, plan = cases[0]
-    exact = RESOLVENT.reference(**{k: in_float64(v) for k, v in inputs.items()})
+    exact = RESOLVENT.reference(**in_float64(inputs))
     error = error_of(resolvent, inputs, exact, plan=plan)
     assert error < ERRORS[precision]
     times = compare(functions, rounds=7)
@@ -207,7 +202,7 @@ def test_low_precision_against_plain_torch(peptides, green, record):
     for name in ("float32", "bfloat16"):
         batch = batches["like sizes"][0]
         inputs = in_precision(inputs_of(batch, heads=2, state=64, head_dim=32), name)
-        exact = RESOLVENT.reference(**{k: in_float64(v) for k, v in inputs.items()})
+        exact = RESOLVENT.reference(**in_float64(inputs))
         errors[f"resolvent, {name}"] = error_of(resolvent, inputs, exact, plan=plan_of(batch))
         errors[f"plain torch, {name}"] = error_of(peers.doubling, inputs, exact, terms=1024)
     record("errors of the resolvent", {"data": source, "relative_errors": errors})
@@ -258,7 +253,7 @@ def test_special_topologies_against_their_peers(green, record, limits, precision
         functions = {"resolvent": op.function} | dict(op.peers)
         if DEVICE == "cuda":
             functions |= op.gpu_peers
-        exact = op.function(**{k: in_float64(v) for k, v in inputs.items()})
+        exact = op.function(**in_float64(inputs))
         errors = {peer: error_of(f, inputs, exact) for peer, f in functions.items()}
         assert errors["resolvent"] < ERRORS[precision]
         cases = [(inputs, None)]
@@ -281,11 +276,6 @@ def without_edges(inputs: dict):
     shape = (plan.images, plan.rows, plan.columns)
     images = {name: plan.turned(x.unflatten(0, shape)) for name, x in values.items()}
     return grid_resolvent, [(dict(zip(("left", "top"), weights, strict=True)) | images, None)]
-
-
-def in_float64(value):
-    """Tensors of numbers in float64, all else as it is."""
-    return value.double() if is_numbers(value) else value
 
 
 def is_numbers(value) -> bool:

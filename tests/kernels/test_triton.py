@@ -244,6 +244,15 @@ def test_a_gradient_that_is_one_number_seen_everywhere():
         torch.testing.assert_close(inputs["V"].grad, *by_torch)
 
 
+def with_plan(case) -> dict:
+    """Inputs of a case with a plan that is ready for the kernels, its own or one of its graphs."""
+    inputs = on_device(case(torch.float32, 0))
+    if "plan" not in inputs:
+        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+        schedule_of(inputs["plan"])
+    return inputs
+
+
 @pytest.fixture
 def _no_shape_checks():
     """torch.compile cannot look through what checks shapes while testing."""
@@ -257,10 +266,7 @@ def _no_shape_checks():
 @pytest.mark.parametrize("chosen", [False, True], ids=["", "form chosen"])
 def test_compiled_equals_eager_in_one_graph(case, options, chosen):
     options = {k: v for k, v in options.items() if not chosen or k != "form"}
-    inputs = on_device(case(torch.float32, 0))
-    if "plan" not in inputs:
-        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
-        schedule_of(inputs["plan"])
+    inputs = with_plan(case)
     compiled = torch.compile(resolvent, fullgraph=True, backend="aot_eager")
     want = with_gradients(resolvent, inputs, **options)
     for name, value in with_gradients(compiled, inputs, **options).items():
@@ -330,9 +336,7 @@ def test_no_kernel_uses_atomics():
 @needs_gpu
 @in_every_variant
 def test_no_step_waits_for_the_gpu(case, options):
-    inputs = on_device(case(torch.float32, 0))
-    if "plan" not in inputs:
-        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+    inputs = with_plan(case)
     run_both_passes(inputs, options)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -344,9 +348,7 @@ def test_no_step_waits_for_the_gpu(case, options):
 @needs_gpu
 @in_every_variant
 def test_a_cuda_graph_replays_a_step(case, options):
-    inputs = on_device(case(torch.float32, 0))
-    if "plan" not in inputs:
-        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+    inputs = with_plan(case)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

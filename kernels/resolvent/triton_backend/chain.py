@@ -48,7 +48,7 @@ def chain_product(
     sizes: tuple[int, ...],
     reverse: bool = False,
 ) -> Float[Tensor, "N H P"]:
-    """`kernels.resolvent.chain.chain_resolvent` on a GPU, with gradients of all four tensors.
+    """`kernels.resolvent.chain.chain_resolvent`, which checks, with gradients of all four tensors.
 
     Args:
         weight: [N, H] weight of the edge that enters each node; not read at a chain's first node,
@@ -62,21 +62,8 @@ def chain_product(
     Returns:
         [N, H, P] mixed values in V's dtype; computed in float32, from inputs of any dtypes.
 
-    Raises:
-        ValueError: shapes or sizes do not fit.
-
     Source: Dao & Gu, arXiv:2405.21060, section 6, with the state kept in registers within a span.
     """
-    nodes = V.shape[0]
-    if weight.shape != V.shape[:2] or B.shape != C.shape or B.shape[0] != nodes:
-        raise ValueError(
-            f"With V of shape {list(V.shape)}, weight must be {list(V.shape[:2])} and B and C both "
-            f"[{nodes}, state], got {list(weight.shape)}, {list(B.shape)} and {list(C.shape)}."
-        )
-    if sum(sizes) != nodes:
-        raise ValueError(
-            f"The chains hold {sum(sizes)} nodes, but V has {nodes}: take the sizes of the batch."
-        )
     if not V.numel() or not B.numel():
         return torch.zeros_like(V)
     return _chain(weight, B, C, V, list(sizes), reverse)[0]

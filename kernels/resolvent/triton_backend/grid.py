@@ -25,7 +25,6 @@ from torch import Tensor
 from kernels.autograd import differentiate_by
 from kernels.launch import dot_precision, launch
 
-MOST_COLUMNS = 64  # of an image: R_r and the states of a row have to stay in registers
 MOST_STATES = 128, 2**12  # of a node, and of a row, in a program's registers
 MEMORY = 2**29  # bytes of h and of gradients in pieces; on the largest images some 400 programs
 
@@ -37,7 +36,7 @@ def grid_product(
     C: Float[Tensor, "G R K S"],
     V: Float[Tensor, "G R K H P"],
 ) -> Float[Tensor, "G R K H P"]:
-    """As `kernels.resolvent.grid.grid_resolvent`, in V's dtype, accumulated in float32.
+    """As `kernels.resolvent.grid.grid_resolvent`, which checks; accumulated in float32.
 
     Args:
         left: weight of the edge that enters a node from its left; not read in the first column.
@@ -45,16 +44,8 @@ def grid_product(
         B, C: input and output projection of every node, shared by the heads.
         V: values per head.
 
-    Raises:
-        ValueError: the images have more than `MOST_COLUMNS` columns.
-
     Source: Lahoti et al., arXiv:2510.12111, vision experiments.
     """
-    if V.shape[2] > MOST_COLUMNS:
-        raise ValueError(
-            f"backend='triton' takes grids of up to {MOST_COLUMNS} columns, got {V.shape[2]}: "
-            "pass backend='torch'."
-        )
     return _grid(left, top, B, C, V)
 
 
