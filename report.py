@@ -50,29 +50,44 @@ def write_report(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
+        "probes": {
+            type(callback).__name__: callback.probe()
+            for callback in trainer.callbacks
+            if hasattr(callback, "probe")
+        },
         "graphs_per_second": progress.graphs_per_second,
+        "seconds_per_step": progress.seconds_per_step,
         "peak_memory_mib": peak_memory_mib(),
         "device": device_name(trainer.strategy.root_device),
+        **provenance(),
+    }
+    save(Path(cfg.run_dir) / "report.json", report)
+    return report
+
+
+def provenance() -> dict:
+    """With which versions, from which commit and when something was measured."""
+    return {
         "versions": {"python": platform.python_version()}
         | {library: version(library) for library in LIBRARIES},
         "commit": commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    save(Path(cfg.run_dir), report)
-    return report
 
 
-def save(run_dir: Path, report: dict) -> None:
-    """Write report.json, whole or not at all; NaN becomes null, as JSON has none."""
-    partial = run_dir / ".report.json.partial"
+def save(path: Path, report: dict) -> None:
+    """Write a JSON file, whole or not at all; NaN becomes null, as JSON has none."""
+    partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(_finite(report), indent=2, allow_nan=False, ensure_ascii=False)
     partial.write_text(text + "\n")
-    partial.replace(run_dir / "report.json")
+    partial.replace(path)
 
 
 def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -150,7 +165,7 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
     if done.returncode == 0:
         test = json.loads((folder / "report.json").read_text())["test"]
     report["baseline"] = {"experiment": cfg.compare, "test": test}
-    save(Path(cfg.run_dir), report)
+    save(Path(cfg.run_dir) / "report.json", report)
     return report
 
 

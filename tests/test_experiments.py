@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from tests.running import ROOT, report_of, train_here, train_outside
+from tests.running import ROOT, histograms, report_of, train_here, train_outside
 from tools.list_experiments import EXPERIMENTS
 
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
@@ -45,7 +45,10 @@ def test_every_scale_composes(experiment, scale):
         ("chimera_peptides_struct", 504),
         ("chimera_pascalvoc", 485),
         ("chimera_coco", 489),
+        ("chimera_no_local_lrgb", 496),
         ("gps_lrgb", 503),
+        ("gcn_lrgb", 497),
+        ("gine_lrgb", 498),
         ("gated_gcn_lrgb", 499),
     ],
 )
@@ -55,7 +58,9 @@ def test_parameters_at_paper_scale(experiment, thousands):
 
 
 @pytest.mark.parametrize(("scale", "tolerance"), [("demo", 0.02), ("paper", 0.01)])
-@pytest.mark.parametrize("rival", ["gps_lrgb", "gated_gcn_lrgb"])
+@pytest.mark.parametrize(
+    "rival", ["gps_lrgb", "gcn_lrgb", "gine_lrgb", "gated_gcn_lrgb", "chimera_no_local_lrgb"]
+)
 def test_rivals_are_as_large_as_chimera(rival, scale, tolerance):
     models = [compose_model(name, f"scale={scale}")[0] for name in (rival, "chimera_lrgb")]
     rival_size, size = (sum(p.numel() for p in instantiate(m).parameters()) for m in models)
@@ -80,6 +85,19 @@ def test_a_step_at_paper_scale(tmp_path):
         "trainer.limit_train_batches=1",
     )
     assert report_of(run)["parameters"] // 1000 == 499
+
+
+def test_ablated_chimera_trains_and_is_drawn(tmp_path):
+    run = train_here(
+        tmp_path,
+        "chimera_lrgb",
+        "model.edge_delta=false",
+        "model.normalise=false",
+        "model.delta_range=[2.0,4.0]",
+    )
+    assert math.isfinite(report_of(run)["test"]["ap"])
+    drawn = {tag.partition("/")[0] for tag in histograms(run)}
+    assert drawn == {"delta_source", "delta_target"}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

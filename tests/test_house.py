@@ -11,11 +11,13 @@ from tests.planted_faults import FAULTS
 from tools.list_experiments import EXPERIMENTS, header
 
 ROOT = Path(__file__).parent.parent
-OURS = {"kernels", "lit_models", "datamodules", "train", "runs", "report", "errors", "tools"}
+OURS = {"kernels", "lit_models", "datamodules", "studies", "ledger", "tools"}
+OURS |= {"train", "runs", "report", "reproduce", "errors"}
 ALLOWED = {
     "kernels": {"kernels"},
     "lit_models": {"lit_models", "kernels"},
     "datamodules": {"datamodules"},
+    "studies": {"studies"},
 }
 
 

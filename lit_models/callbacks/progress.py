@@ -47,12 +47,17 @@ class RunProgress(TQDMProgressBar):
         """Training throughput of this process, NaN before the second step."""
         return self.graphs / self.seconds if self.seconds else float("nan")
 
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean time of a training step of this process, NaN before the second step."""
+        return self.seconds / self.steps if self.steps else float("nan")
+
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict:
         items = super().get_metrics(trainer, module)
         items.pop("v_num", None)
         if self.steps and trainer.training:
             left = trainer.estimated_stepping_batches - trainer.global_step
-            seconds = int(left * self.seconds / self.steps)
+            seconds = int(left * self.seconds_per_step)
             items["graphs/s"] = round(self.graphs_per_second)
             items["left"] = str(timedelta(seconds=max(0, seconds)))
         return items

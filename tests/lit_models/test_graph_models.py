@@ -7,8 +7,8 @@ import torch
 from torch_geometric.data import Batch
 
 from lit_models.chimera_graph import LitChimeraGraph
-from lit_models.gated_gcn import LitGatedGCN
 from lit_models.gps import LitGPS
+from lit_models.message_passing import GCN, LitMessagePassing, gated_gcn, gine
 from lit_models.module import LitModule, Optimisation
 from lit_models.tasks import MultilabelClassification
 from tests.graphs import TOPOLOGIES, batch_of_all, molecule_encoder, molecule_like
@@ -17,7 +17,9 @@ MODELS = {
     "chimera": partial(LitChimeraGraph, heads=2, state=8),
     "chimera without local part": partial(LitChimeraGraph, heads=2, state=8, local=False),
     "gps": partial(LitGPS, heads=2),
-    "gated gcn": LitGatedGCN,
+    "gcn": partial(LitMessagePassing, conv=GCN),
+    "gine": partial(LitMessagePassing, conv=gine),
+    "gated gcn": partial(LitMessagePassing, conv=gated_gcn),
 }
 
 

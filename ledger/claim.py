@@ -1,0 +1,400 @@
+"""A claim as `configs/claim/<name>.yaml` states it, and the runs that test it."""
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from errors import UserError, first_line
+from ledger.code import relevant_code
+from train import CONFIGS
+
+CLAIMS = CONFIGS / "claim"
+Overrides = dict[str, Any]
+Case = dict[str, str]
+"""One label of every factor, such as {"leaves": "64", "planted depth": "3"}."""
+
+OF_THE_MACHINE = ("data_dir", "cache_dir", "num_workers")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is computed from the seeds, once per case and rival.
+
+    Attributes:
+        name: what it is called in tables.
+        kind: `ratio` (geometric mean; how many times better), `difference` (mean; how much better)
+            or `value` (mean of one arm's metric). Better is what the claim's `maximise` says, so
+            a ratio above 1 and a difference above 0 always speak for `ours`.
+        ours: the arm the paper speaks for.
+        rivals: the arms that it is held against; none for `value`.
+        where: labels of the cases it is for; the others have none.
+        metric: dotted place in a run's report, instead of the claim's.
+        at_least, at_most: what the paper's sentence asks for; without either it is only shown.
+    """
+
+    name: str
+    kind: Literal["ratio", "difference", "value"]
+    ours: str
+    rivals: tuple[str, ...] = ()
+    where: Case = field(default_factory=dict)
+    metric: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of doing it: an experiment, or a study (a function with its arguments).
+
+    Attributes:
+        experiment: name of a config in configs/experiment.
+        study: `_target_` and arguments of a function of `seed` that returns a report.
+        overrides: what differs from the experiment's own config.
+        when: further overrides in the cases that bear a label.
+    """
+
+    experiment: str | None = None
+    study: dict[str, Any] | None = None
+    overrides: Overrides = field(default_factory=dict)
+    when: dict[str, Overrides] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tried on validation data before the protocol is frozen, alike for every arm.
+
+    Attributes:
+        seeds: seeds that no test run uses.
+        grid: values of every override; all combinations are tried.
+        case: where it is tried, one label a factor.
+        overrides: of the tuning runs, such as a single depth.
+    """
+
+    seeds: tuple[int, ...]
+    grid: dict[str, list]
+    case: Case = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds a training step takes, measured with one arm on the machine at once.
+
+    Attributes:
+        steps: how many are timed.
+        equal: label of the cases in which all arms train for the same time.
+        case: where it is measured, one label a factor.
+    """
+
+    steps: int
+    equal: str
+    case: Case = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim at one scale.
+
+    Attributes:
+        name, scale: as chosen.
+        title: the claim in one line.
+        paper: authors, title, arXiv number.
+        sentence: what the paper says, in our words.
+        published: its numbers, with how far they can be trusted.
+        protocol: how it is tested, for readers.
+        metric: dotted place in a run's report, such as `test.rmse`.
+        maximise: whether more of it is better.
+        seeds: of the test runs.
+        minutes: about how long all of it takes on two CPU cores.
+        arms, cases: every arm runs in every case, the product of the factors' labels.
+        select: values of overrides; the run best on validation data stands for the others.
+        statistics: what is computed, and which values count as reproduced.
+        tune, pace: what was done before the protocol was frozen.
+        alone: a time is measured: nothing runs beside a run.
+        figure: what is drawn, see `ledger.figures`.
+        limits: what the verdict does not say.
+    """
+
+    name: str
+    scale: str
+    title: str
+    paper: str
+    sentence: str
+    published: str
+    protocol: str
+    metric: str
+    maximise: bool
+    seeds: tuple[int, ...]
+    minutes: float
+    arms: dict[str, Arm]
+    statistics: tuple[Statistic, ...]
+    cases: dict[str, dict[str, Overrides]] = field(default_factory=dict)
+    select: dict[str, list] = field(default_factory=dict)
+    tune: Tuning | None = None
+    pace: Pace | None = None
+    alone: bool = False
+    figure: dict[str, Any] = field(default_factory=dict)
+    limits: str = ""
+
+    def all_cases(self) -> list[Case]:
+        """Every combination of the factors' labels; one empty case where there are none."""
+        return [
+            dict(zip(self.cases, labels, strict=True))
+            for labels in itertools.product(*self.cases.values())
+        ]
+
+    def statistics_cases(self, statistic: Statistic) -> list[Case]:
+        """The cases that a statistic is for."""
+        return [c for c in self.all_cases() if statistic.where.items() <= c.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, or one call of a study.
+
+    Attributes:
+        arm, case, seed: which one it is.
+        chosen: the selected or tuned overrides by which it differs from its siblings.
+        config: all that it depends on, resolved but for the folder.
+        key: 12 hex digits, equal for equal configs and equal relevant code.
+    """
+
+    arm: str
+    case: Case
+    seed: int
+    chosen: Overrides
+    config: DictConfig
+    key: str
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        parts = [self.arm, *(f"{k} {v}" for k, v in self.case.items())]
+        parts += [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in self.chosen.items()]
+        return " · ".join([*parts, f"seed {self.seed}"])
+
+
+def claim_names() -> list[str]:
+    """Every claim there is."""
+    return sorted(path.stem for path in CLAIMS.glob("*.yaml"))
+
+
+def load_claim(name: str, scale: str) -> Claim:
+    """Read and check a claim.
+
+    Raises:
+        UserError: there is no such claim, or its file is not what a claim must be.
+    """
+    path = CLAIMS / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no claim {name!r}: choose one of {', '.join(claim_names())}.")
+    try:
+        cfg = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
+        # Overrides belong to the config of a run and are resolved there.
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        plain = {
+            key: _plain(cfg, key) if key not in ("arms", "cases", "select", "tune") else value
+            for key, value in raw.items()
+        }
+        claim = _claim(name, plain)
+    except (OmegaConfBaseException, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} does not state a claim: {first_line(error)}.") from error
+    _check(claim, path)
+    return claim
+
+
+def _plain(cfg: DictConfig, key: str) -> Any:
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _claim(name: str, plain: dict[str, Any]) -> Claim:
+    unknown = plain.keys() - {f.name for f in fields(Claim)}
+    if unknown:
+        raise TypeError(f"unknown {', '.join(sorted(unknown))}")
+    tune, pace = plain.get("tune"), plain.get("pace")
+    labelled = {
+        factor: {str(label): overrides or {} for label, overrides in labels.items()}
+        for factor, labels in plain.get("cases", {}).items()
+    }
+    statistics = []
+    for statistic in plain["statistics"]:
+        rivals = statistic.get("rivals", ())
+        if rivals == "all":
+            rivals = [arm for arm in plain["arms"] if arm != statistic["ours"]]
+        where = _texts(statistic.get("where", {}))
+        statistics.append(Statistic(**statistic | {"rivals": tuple(rivals), "where": where}))
+    replaced = {
+        "name": name,
+        "seeds": tuple(plain["seeds"]),
+        "arms": {arm: Arm(**arguments) for arm, arguments in plain["arms"].items()},
+        "cases": labelled,
+        "statistics": tuple(statistics),
+        "tune": tune
+        and Tuning(**tune | {"seeds": tuple(tune["seeds"]), "case": _texts(tune.get("case", {}))}),
+        "pace": pace and Pace(**pace | {"case": _texts(pace.get("case", {}))}),
+    }
+    return Claim(**plain | replaced)
+
+
+def _texts(case: Mapping) -> Case:
+    return {factor: str(label) for factor, label in case.items()}
+
+
+def _check(claim: Claim, path: Path) -> None:
+    for statistic in claim.statistics:
+        unknown = {statistic.ours, *statistic.rivals} - claim.arms.keys()
+        if unknown:
+            raise UserError(f"{path}: {statistic.name} names no arm of the claim: {unknown}.")
+        if not claim.statistics_cases(statistic):
+            raise UserError(f"{path}: no case is {statistic.where}, where {statistic.name} is.")
+        if (statistic.kind == "value") is bool(statistic.rivals):
+            raise UserError(f"{path}: a ratio or difference needs rivals, a value has none.")
+    for arm, what in claim.arms.items():
+        if (what.experiment is None) is (what.study is None):
+            raise UserError(f"{path}: arm {arm} must name an experiment or a study, not both.")
+    if claim.tune and set(claim.tune.seeds) & set(claim.seeds):
+        raise UserError(f"{path}: a seed is both tuned and tested on.")
+
+
+class Planner:
+    """Turns arms, cases and seeds of a claim into runs.
+
+    Args:
+        claim: what is tested.
+        trainer: config of configs/trainer; None takes the CPU, or the GPU at paper scale.
+    """
+
+    def __init__(self, claim: Claim, trainer: str | None = None):
+        self.claim = claim
+        self.trainer = trainer or ("gpu" if claim.scale == "paper" else "cpu")
+        self._composed: dict[str, DictConfig] = {}
+        self._sources: dict[str, str] = {}
+
+    def test_runs(self, seeds: tuple[int, ...]) -> list[Run]:
+        """Every arm in every case with every seed and every value to select from."""
+        return [
+            self._run(arm, case, seed, chosen)
+            for seed in seeds
+            for case in self.claim.all_cases()
+            for arm in self.claim.arms
+            for chosen in combinations(self.claim.select)
+        ]
+
+    def tuning_runs(self) -> list[Run]:
+        """Every arm with every setting of the grid."""
+        tune = self.claim.tune
+        assert tune is not None
+        return [
+            self._run(arm, tune.case, seed, setting, tune.overrides)
+            for seed in tune.seeds
+            for arm in self.claim.arms
+            for setting in combinations(tune.grid)
+        ]
+
+    def pace_runs(self) -> list[Run]:
+        """Every arm for a few steps."""
+        pace = self.claim.pace
+        assert pace is not None
+        few = {"trainer.max_epochs": 1, "trainer.limit_train_batches": pace.steps}
+        few |= {"trainer.limit_val_batches": 1, "trainer.limit_test_batches": 1}
+        return [self._run(arm, pace.case, 10_000, {}, few) for arm in self.claim.arms]
+
+    def _run(
+        self, arm: str, case: Case, seed: int, chosen: Overrides, last: Overrides | None = None
+    ) -> Run:
+        what = self.claim.arms[arm]
+        overrides = dict(what.overrides)
+        for factor, label in case.items():
+            overrides |= self.claim.cases[factor][label] | what.when.get(label, {})
+        overrides |= chosen | (last or {})
+        try:
+            config = self._study(what, overrides, seed) if what.study else None
+            config = config or self._training(what.experiment, overrides, seed)
+            # As text and back, so that a config stays what its key says.
+            resolved = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            where = f"claim {self.claim.name}, arm {arm}"
+            raise UserError(f"{where}: {first_line(error)}.") from error
+        return Run(arm, case, seed, chosen, config, key_of(resolved))
+
+    def _study(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
+        return OmegaConf.create({"study": what.study | overrides | {"seed": seed}})
+
+    def _training(self, experiment: str, overrides: Overrides, seed: int) -> DictConfig:
+        if experiment not in self._composed:
+            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                self._composed[experiment] = compose(
+                    "train",
+                    [
+                        f"experiment={experiment}",
+                        f"scale={self.claim.scale}",
+                        f"trainer={self.trainer}",
+                        f"experiment_name={experiment}",
+                        "compare=null",
+                        "callbacks.pictures=null",
+                        "+callbacks.progress.refresh_rate=0",
+                    ],
+                )
+        cfg = copy.deepcopy(self._composed[experiment])
+        cfg.seed = seed
+        for key, value in overrides.items():
+            # A leading + adds what the experiment does not have, as on Hydra's command line.
+            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith("+"))
+        if "source" in cfg.data:
+            cfg.data.source = self._source(cfg.data)
+        return cfg
+
+    def _source(self, data: DictConfig) -> str:
+        """The source that `auto` finds, so that runs on other data are other runs."""
+        known = OmegaConf.to_container(data, resolve=True)
+        known = {k: v for k, v in known.items() if not k.startswith("shuffle")}
+        text = json.dumps(known, sort_keys=True)
+        if text not in self._sources:
+            datamodule = instantiate(data, _convert_="all")
+            datamodule.prepare_data()
+            self._sources[text] = datamodule.source_used
+        return self._sources[text]
+
+
+def combinations(values: Mapping[str, list]) -> list[Overrides]:
+    """Every combination of the values of some overrides; one empty one of none."""
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]
+
+
+def key_of(config: Mapping[str, Any]) -> str:
+    """12 hex digits of a resolved config and of the code that its run executes."""
+    known = {k: v for k, v in config.items() if k not in ("run_dir", "runs_dir")}
+    if "data" in known:
+        known["data"] = {k: v for k, v in known["data"].items() if k not in OF_THE_MACHINE}
+    code = relevant_code({"train", *targets(config)})
+    text = json.dumps([known, code], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def targets(config: object) -> Iterator[str]:
+    """Every `_target_` in a config."""
+    if isinstance(config, Mapping):
+        if isinstance(config.get("_target_"), str):
+            yield config["_target_"]
+        for value in config.values():
+            yield from targets(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from targets(value)

@@ -1,0 +1,101 @@
+"""One figure a claim, from its JSON alone.
+
+A claim's `figure` says which: `kind: cases` (the default) shows the metric of every seed, arm and
+case, and may name a factor as `x`; `kind: curves` draws what runs reported as curves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+STAMP = "resolvent-json"
+
+
+def digest_in(path: Path) -> str | None:
+    """The digest of the JSON that a figure was drawn from, None if there is no such figure."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get(STAMP)
+
+
+def draw(result: dict[str, Any], target: Path, digest: str) -> None:
+    """Draw a claim's figure to a PNG that bears the digest of its JSON."""
+    figure = Figure(layout="constrained")
+    kind = result["claim"]["figure"].get("kind", "cases")
+    {"cases": draw_cases, "curves": draw_curves}[kind](result, figure)
+    figure.suptitle(f"{result['claim']['title']}\n{result['verdict']}", fontsize=10)
+    figure.savefig(target, dpi=110, metadata={STAMP: digest, "Software": None})
+
+
+def draw_cases(result: dict[str, Any], figure: Figure) -> None:
+    """Metric against case, a dot a seed and a bar at their mean; a panel a label of `panel`."""
+    spec, table = result["claim"]["figure"], result["table"]
+    panel = spec.get("panel")
+    panels = list(dict.fromkeys(cell["case"].get(panel) for cell in table))
+    arms = list(result["claim"]["arms"])
+    cases = list(dict.fromkeys(_x(cell, panel) for cell in table))
+    one = cases == [""]
+    places = len(arms) if one else len(cases)
+    figure.set_size_inches(max(5.0, (1.2 + 0.9 * places) * len(panels)), 4.2)
+    for axes, label in zip(_row(figure, len(panels)), panels, strict=True):
+        for index, arm in enumerate(arms):
+            for cell in table:
+                if cell["arm"] != arm or cell["case"].get(panel) != label:
+                    continue
+                values = [value for value in cell["values"].values() if value is not None]
+                if not values:
+                    continue
+                shift = (index - (len(arms) - 1) / 2) * 0.7 / len(arms)
+                x = index if one else cases.index(_x(cell, panel)) + shift
+                axes.plot([x] * len(values), values, ".", color=f"C{index}", alpha=0.6)
+                axes.plot([x], [cell["mean"]], "_", color=f"C{index}", markersize=18, label=arm)
+        axes.set_xticks(range(places), arms if one else cases, rotation=20, ha="right")
+        axes.set_yscale(spec.get("scale", "linear"))
+        axes.set_title("" if label is None else f"{panel}: {label}", fontsize=9)
+        axes.grid(axis="y", alpha=0.3)
+    claim = result["claim"]
+    better = "higher is better" if claim["maximise"] else "lower is better"
+    figure.axes[0].set_ylabel(f"{claim['metric'].rsplit('.', 1)[-1]} ({better})")
+    if not one:
+        _legend(figure.axes[-1])
+
+
+def draw_curves(result: dict[str, Any], figure: Figure) -> None:
+    """Curves of every arm's first seed, a panel an arm: `y` against `x`, on logarithmic axes.
+
+    Where curves lie in the report is `curves`; `y` lists them by name.
+    """
+    spec = result["claim"]["figure"]
+    runs = {}
+    for run in result["runs"]:
+        if run["report"] is not None:
+            runs.setdefault(run["arm"], run)
+    figure.set_size_inches(max(6.0, 4.4 * len(runs)), 4.2)
+    for axes, (arm, run) in zip(_row(figure, len(runs)), runs.items(), strict=True):
+        curves: Any = run["report"]
+        for part in spec["curves"].split("."):
+            curves = curves[part]
+        for name in spec["y"]:
+            style = "--" if "bound" in name else "-"
+            axes.plot(curves[spec["x"]], curves[name], style, marker="o", markersize=3, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=spec["x"], title=arm)
+        axes.grid(alpha=0.3)
+        _legend(axes)
+
+
+def _x(cell: dict[str, Any], panel: str | None) -> str:
+    return ", ".join(f"{k} {v}" for k, v in cell["case"].items() if k != panel)
+
+
+def _row(figure: Figure, count: int) -> list[Axes]:
+    return list(figure.subplots(1, max(count, 1), sharey=True, squeeze=False)[0])
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), fontsize=8)

@@ -1,0 +1,180 @@
+"""From the runs of a claim to its statistics and its verdict."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from scipy.stats import t as student
+
+from ledger.claim import Case, Claim, Overrides, Run, Statistic
+
+LEVEL = 0.95
+
+Said = Literal["holds", "fails", "open", "shown", "missing"]
+Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm in one case: the metric of every seed.
+
+    Attributes:
+        values: by seed, None where the run failed.
+        chosen: by seed, what validation data chose among `select`.
+    """
+
+    arm: str
+    case: Case
+    values: dict[int, float | None]
+    chosen: dict[int, Overrides]
+
+    def to_json(self) -> dict[str, Any]:
+        """With mean and standard deviation over the seeds."""
+        known = [value for value in self.values.values() if value is not None]
+        spread = stdev(known) if len(known) > 1 else None
+        return asdict(self) | {"mean": fmean(known) if known else None, "sd": spread}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic in one case: its mean over seeds with a two-sided interval.
+
+    Attributes:
+        low, high: bounds of the 95 % t interval (of the logarithm, for a ratio); None with one
+            seed.
+        said: whether the whole interval satisfies the claim's bound (`holds`), none of it
+            (`fails`), or part of it (`open`); `shown` where there is no bound.
+    """
+
+    name: str
+    case: Case
+    ours: str
+    rival: str | None
+    value: float | None
+    low: float | None
+    high: float | None
+    said: Said
+
+
+def cells(claim: Claim, runs: list[Run], reports: Mapping[str, dict], metric: str) -> list[Cell]:
+    """The metric of every arm and case, after the selection on validation data."""
+    by_place: dict[tuple, list[Run]] = {}
+    for run in runs:
+        by_place.setdefault((run.arm, tuple(run.case.items())), []).append(run)
+    found = []
+    for (arm, case), here in by_place.items():
+        values: dict[int, float | None] = {}
+        chosen: dict[int, Overrides] = {}
+        for seed in dict.fromkeys(run.seed for run in here):
+            siblings = [run for run in here if run.seed == seed]
+            if any(run.key not in reports for run in siblings):
+                # The best of the rest would be a selection from fewer.
+                values[seed], chosen[seed] = None, {}
+                continue
+            best = best_on_validation(siblings, reports, claim.maximise)
+            values[seed], chosen[seed] = look_up(reports[best.key], metric), best.chosen
+        found.append(Cell(arm, dict(case), values, chosen))
+    return found
+
+
+def best_on_validation(runs: list[Run], reports: Mapping[str, dict], maximise: bool) -> Run:
+    """The run with the best selection metric on validation data; the first of equals."""
+    if len(runs) == 1:
+        return runs[0]
+    return (max if maximise else min)(runs, key=lambda run: reports[run.key]["selected"]["value"])
+
+
+def look_up(report: Mapping[str, Any], place: str) -> float | None:
+    """The number at a dotted place of a report, None where there is none."""
+    value: Any = report
+    for part in place.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def estimates(claim: Claim, runs: list[Run], reports: Mapping[str, dict]) -> list[Estimate]:
+    """Every statistic of the claim, in every case that it is for, against every rival."""
+    found = []
+    for statistic in claim.statistics:
+        table = cells(claim, runs, reports, statistic.metric or claim.metric)
+        by_place = {(cell.arm, tuple(cell.case.items())): cell for cell in table}
+        for case in claim.statistics_cases(statistic):
+            ours = by_place[statistic.ours, tuple(case.items())]
+            for rival in statistic.rivals or (None,):
+                theirs = by_place[rival, tuple(case.items())] if rival else None
+                found.append(estimate(statistic, ours, theirs, claim.maximise))
+    return found
+
+
+def estimate(statistic: Statistic, ours: Cell, theirs: Cell | None, maximise: bool) -> Estimate:
+    """One statistic from two cells, paired by seed."""
+    numbers = []
+    for seed, value in ours.values.items():
+        pair = (value, theirs.values[seed] if theirs else 0.0)
+        if None in pair:
+            return _estimate(statistic, ours, theirs, None, None, None, "missing")
+        numbers.append(_number(statistic.kind, *pair, maximise))
+    mean = fmean(numbers)
+    half = None
+    if len(numbers) > 1:
+        error = stdev(numbers) / math.sqrt(len(numbers))
+        half = float(student.ppf((1 + LEVEL) / 2, len(numbers) - 1)) * error
+    bounds = [mean, None if half is None else mean - half, None if half is None else mean + half]
+    if statistic.kind == "ratio":
+        bounds = [None if bound is None else math.exp(bound) for bound in bounds]
+    value, low, high = bounds
+    return _estimate(statistic, ours, theirs, value, low, high, said(statistic, value, low, high))
+
+
+def _number(kind: str, ours: float, theirs: float, maximise: bool) -> float:
+    if kind == "value":
+        return ours
+    better, worse = (ours, theirs) if maximise else (theirs, ours)
+    return math.log(better / worse) if kind == "ratio" else better - worse
+
+
+def said(statistic: Statistic, value: float, low: float | None, high: float | None) -> Said:
+    """Whether an interval lies on the side of the bound that the paper's sentence asks for."""
+    low, high = value if low is None else low, value if high is None else high
+    if statistic.at_least is not None:
+        inside, outside = low >= statistic.at_least, high < statistic.at_least
+    elif statistic.at_most is not None:
+        inside, outside = high <= statistic.at_most, low > statistic.at_most
+    else:
+        return "shown"
+    return "holds" if inside else "fails" if outside else "open"
+
+
+def _estimate(statistic: Statistic, ours: Cell, theirs: Cell | None, *rest: Any) -> Estimate:
+    rival = theirs.arm if theirs else None
+    return Estimate(statistic.name, ours.case, ours.arm, rival, *rest)
+
+
+def verdict(
+    found: list[Estimate], failures: int, seeds: tuple[int, ...], asked: tuple[int, ...]
+) -> tuple[Verdict, str]:
+    """The verdict by rule, and why.
+
+    Inconclusive where a run failed, a seed of the protocol is missing, or an interval straddles
+    its bound while none lies beyond it; not reproduced where one lies beyond; else reproduced.
+    """
+    missing = [seed for seed in asked if seed not in seeds]
+    bounded = [e for e in found if e.said != "shown"]
+    count = {word: sum(e.said == word for e in bounded) for word in ("holds", "fails", "open")}
+    if failures:
+        return "inconclusive", f"{failures} runs failed."
+    if missing:
+        return "inconclusive", f"{len(missing)} of the protocol's {len(asked)} seeds did not run."
+    if any(e.said == "missing" for e in found):
+        return "inconclusive", "a report lacks a number that the claim asks for."
+    if not bounded:
+        return "inconclusive", "the claim states no bound."
+    parts = [f"{count['holds']} of {len(bounded)} comparisons hold"]
+    parts += [f"{count['fails']} fail"] * bool(count["fails"])
+    parts += [f"{count['open']} are undecided"] * bool(count["open"])
+    why = ", ".join(parts) + "."
+    if count["fails"]:
+        return "not reproduced", why
+    return ("inconclusive" if count["open"] else "reproduced"), why

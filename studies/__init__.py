@@ -1,0 +1,1 @@
+"""Studies: what a paper proves or counts, where little or nothing is trained."""
