@@ -299,8 +299,10 @@ class Planner:
         """Every arm with every setting of the grid."""
         tune = self.claim.tune
         assert tune is not None
+        # Nothing is chosen by the test split, so it is not measured either.
+        last = tune.overrides | {"trainer.limit_test_batches": 1}
         return [
-            self._run(arm, tune.case, seed, setting, tune.overrides)
+            self._run(arm, tune.case, seed, setting, last)
             for seed in tune.seeds
             for arm in self.claim.arms
             for setting in combinations(tune.grid)
