@@ -105,6 +105,18 @@ def assemble(
     }
 
 
+def verdict_of(result: dict[str, Any], claim: Claim) -> tuple[str, str]:
+    """The verdict and its reason, computed again from the reports in a claim's JSON."""
+    entries = result["runs"]
+    runs = [
+        Run(e["arm"], e["case"], e["seed"], e["chosen"], OmegaConf.create(), e["key"])
+        for e in entries
+    ]
+    reports = {e["key"]: e["report"] for e in entries if e["report"] is not None}
+    found = estimates(claim, runs, reports)
+    return verdict(found, len(result["failures"]), tuple(result["seeds"]), claim.seeds)
+
+
 def tune(
     claim: Claim,
     trainer: str | None = None,

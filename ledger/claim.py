@@ -23,6 +23,7 @@ Overrides = dict[str, Any]
 Case = dict[str, str]
 """One label of every factor, such as {"leaves": "64", "planted depth": "3"}."""
 
+OF_RUNS = ("overrides", "arms", "cases", "select", "tune")
 OF_THE_MACHINE = ("data_dir", "cache_dir", "num_workers")
 
 
@@ -50,6 +51,13 @@ class Statistic:
     metric: str | None = None
     at_least: float | None = None
     at_most: float | None = None
+
+    @property
+    def asked(self) -> str:
+        """The bound, for people; empty where there is none."""
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g}"
+        return "" if self.at_most is None else f"≤ {self.at_most:g}"
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class Claim:
         maximise: whether more of it is better.
         seeds: of the test runs.
         minutes: about how long all of it takes on two CPU cores.
+        overrides: what every run differs by from its experiment's own config.
         arms, cases: every arm runs in every case, the product of the factors' labels.
         select: values of overrides; the run best on validation data stands for the others.
         statistics: what is computed, and which values count as reproduced.
@@ -138,6 +147,7 @@ class Claim:
     minutes: float
     arms: dict[str, Arm]
     statistics: tuple[Statistic, ...]
+    overrides: Overrides = field(default_factory=dict)
     cases: dict[str, dict[str, Overrides]] = field(default_factory=dict)
     select: dict[str, list] = field(default_factory=dict)
     tune: Tuning | None = None
@@ -206,10 +216,7 @@ def load_claim(name: str, scale: str) -> Claim:
         cfg = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
         # Overrides belong to the config of a run and are resolved there.
         raw = OmegaConf.to_container(cfg, resolve=False)
-        plain = {
-            key: _plain(cfg, key) if key not in ("arms", "cases", "select", "tune") else value
-            for key, value in raw.items()
-        }
+        plain = {key: value if key in OF_RUNS else _plain(cfg, key) for key, value in raw.items()}
         claim = _claim(name, plain)
     except (OmegaConfBaseException, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not state a claim: {first_line(error)}.") from error
@@ -320,7 +327,7 @@ class Planner:
         self, arm: str, case: Case, seed: int, chosen: Overrides, last: Overrides | None = None
     ) -> Run:
         what = self.claim.arms[arm]
-        overrides = dict(what.overrides)
+        overrides = self.claim.overrides | what.overrides
         for factor, label in case.items():
             overrides |= self.claim.cases[factor][label] | what.when.get(label, {})
         overrides |= chosen | (last or {})

@@ -95,14 +95,13 @@ def section(stem: str, result: dict[str, Any]) -> str:
 
 def statistics_table(result: dict[str, Any]) -> str:
     """What was asked of the runs and what they answered."""
-    bounds = {s["name"]: bound(s) for s in result["claim"]["statistics"]}
     rows = [
         [
             e["name"],
             case_text(e["case"]),
             e["ours"] + (f" against {e['rival']}" if e["rival"] else ""),
             interval(e),
-            bounds[e["name"]],
+            e["asked"],
             SHORT[e["said"]],
         ]
         for e in result["statistics"]
@@ -120,13 +119,6 @@ def metric_table(result: dict[str, Any]) -> str:
     rows = [[case, *(spread(cells[case, arm]) for arm in arms)] for case in cases]
     title = f"{claim['metric'].rsplit('.', 1)[-1]}, {better}"
     return table([title, *arms], rows)
-
-
-def bound(statistic: dict[str, Any]) -> str:
-    """What a claim asks of a statistic."""
-    if statistic["at_least"] is not None:
-        return f"≥ {number(statistic['at_least'])}"
-    return "" if statistic["at_most"] is None else f"≤ {number(statistic['at_most'])}"
 
 
 def interval(estimate: dict[str, Any]) -> str:
@@ -183,10 +175,10 @@ def screen(result: dict[str, Any]) -> str:
     for cell in result["table"]:
         lines.append(f"  {cell['arm']:<20}{case_text(cell['case']):<44}{spread(cell)}")
     for e in result["statistics"]:
-        asked = next(bound(s) for s in claim["statistics"] if s["name"] == e["name"])
-        against = f" against {e['rival']}" if e["rival"] else ""
-        text = f"  {e['name']}, {e['ours']}{against}, {case_text(e['case'])}: {interval(e)}"
-        lines.append(f"{text}, asked {asked}: {SHORT[e['said']]}" if asked else text)
+        arms = e["ours"] + (f" against {e['rival']}" if e["rival"] else "")
+        where = ", ".join(filter(None, [e["name"], arms, case_text(e["case"])]))
+        asked = f", asked {e['asked']}: {SHORT[e['said']]}" if e["asked"] else ""
+        lines.append(f"  {where}: {interval(e)}{asked}")
     lines += [f"{f['run']} FAILED: {f['error']}" for f in result["failures"]]
     verdict = f"VERDICT: {result['verdict'].upper()}. {result['why'][0].upper()}{result['why'][1:]}"
     width = min(100, max(map(len, lines)))

@@ -4,13 +4,13 @@ Every run is a process of its own, forked from a server that has imported the li
 the folder `<runs_dir>/<what>-<key>`; it is done when the folder holds a report.json.
 """
 
-import ctypes
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable
@@ -30,8 +30,6 @@ from errors import explain
 from ledger.claim import Run
 from report import device_name, provenance, save
 from train import train
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -129,9 +127,7 @@ def _start(run: Run, folder: Path, slot: dict[str, str]) -> BaseProcess:
 
 def work(config: dict, folder: Path, slot: dict[str, str]) -> None:
     """Do one run in its folder, or go on with it; the body of a run's process."""
-    if sys.platform == "linux":
-        # Killed with whoever started it, so that nobody else finds its folder in use.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its runs itself
     os.environ.update(slot)
     # One thread whatever the machine and however many runs there are: sums in one order.
@@ -155,6 +151,14 @@ def work(config: dict, folder: Path, slot: dict[str, str]) -> None:
                 sentence = explain(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 (folder / "error.txt").write_text(sentence)
                 sys.exit(1)
+
+
+def _die_with_parent() -> None:
+    """End this process when the one that wanted the run is gone, which may start it again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _execute(cfg: DictConfig, folder: Path, last: Path | None) -> None:

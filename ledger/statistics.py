@@ -42,6 +42,7 @@ class Estimate:
     """A statistic in one case: its mean over seeds with a two-sided interval.
 
     Attributes:
+        asked: the claim's bound, such as "≥ 10"; empty where it states none.
         low, high: bounds of the 95 % t interval (of the logarithm, for a ratio); None with one
             seed.
         said: whether the whole interval satisfies the claim's bound (`holds`), none of it
@@ -52,6 +53,7 @@ class Estimate:
     case: Case
     ours: str
     rival: str | None
+    asked: str
     value: float | None
     low: float | None
     high: float | None
@@ -149,7 +151,7 @@ def said(statistic: Statistic, value: float, low: float | None, high: float | No
 
 def _estimate(statistic: Statistic, ours: Cell, theirs: Cell | None, *rest: Any) -> Estimate:
     rival = theirs.arm if theirs else None
-    return Estimate(statistic.name, ours.case, ours.arm, rival, *rest)
+    return Estimate(statistic.name, ours.case, ours.arm, rival, statistic.asked, *rest)
 
 
 def verdict(

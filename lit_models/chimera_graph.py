@@ -21,22 +21,26 @@ from lit_models.tasks import Task
 
 MIN_DELTA = 1e-4
 NORMALISER_MARGIN = 0.05
+REFINE = 2  # steps, where nothing makes I − A diagonally dominant
 
 
 class Deltas(NamedTuple):
-    """Discretisation steps: `source`, `target`, `self` are [N, H], `edge` is [E, H]; all > 0."""
+    """Discretisation steps: `source`, `target`, `self` are [N, H], `edge` is [E, H]; all > 0.
+
+    Without `self` edge weights are not normalised; without `edge` they depend on nodes alone.
+    """
 
     source: Tensor
     target: Tensor
-    self: Tensor
-    edge: Tensor
+    self: Tensor | None = None
+    edge: Tensor | None = None
 
 
 class ChimeraLayer(nn.Module):
     """One resolvent mixing layer, [N, width] → [N, width].
 
-    x is projected to a gate z, values v, B, C and four Δ channels; the edge weights
-    A[j, i] = Â_ij come from Δ by `edge_weights`; then
+    x is projected to a gate z, values v, B, C and Δ_source, Δ_target, Δ_self, Δ_input, edge vectors
+    to Δ_edge; the edge weights A[j, i] = Â_ij come from Δ by `edge_weights`; then
     out = W · RMSNorm(SiLU(z) ⊙ ((I − A)⁻¹ ⊙ C Bᵀ)(Δ_input v) + D v) + x).
 
     Args:
@@ -46,6 +50,12 @@ class ChimeraLayer(nn.Module):
         delta_range: Δ starts log-uniform in this interval, for inputs of zero.
         mode: `exact` or `neumann`, see `kernels.resolvent`.
         terms: number of summed powers in `neumann` mode.
+        edge_delta: Δ_edge is there.
+        normalise: Δ_self and the row normalisation are there.
+
+    Raises:
+        ValueError: `width` is not a multiple of `heads`, or `mode` and `terms` do not fit; called
+            without normalisation, I − A is too near to a singular matrix to be solved with.
     """
 
     def __init__(
@@ -56,16 +66,20 @@ class ChimeraLayer(nn.Module):
         delta_range: Sequence[float],
         mode: str = "exact",
         terms: int | None = None,
+        edge_delta: bool = True,
+        normalise: bool = True,
     ):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}.")
         check_terms(mode, terms)
         self.heads, self.mode, self.terms = heads, mode, terms
-        self.sizes = [width, width, state, state, 4 * heads]
+        self.may_be_singular = mode == "exact" and not normalise
+        self.channels = ["source", "target", *["self"] * normalise, *["edge"] * edge_delta]
+        self.sizes = [width, width, state, state, (3 + normalise) * heads]
         self.in_proj = nn.Linear(width, sum(self.sizes), bias=False)
-        self.edge_delta = nn.Linear(width, heads, bias=False)
-        self.delta_bias = nn.Parameter(delta_bias_init(4, heads, delta_range))
+        self.edge_delta = nn.Linear(width, heads, bias=False) if edge_delta else None
+        self.delta_bias = nn.Parameter(delta_bias_init(len(self.channels), heads, delta_range))
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(width)
         self.out_proj = nn.Linear(width, width, bias=False)
@@ -78,22 +92,30 @@ class ChimeraLayer(nn.Module):
         ptr: Int[Tensor, " G1"],
         plan: Plan | None = None,
     ) -> Float[Tensor, "N width"]:
+        z, v, operands = self._projected(x, edge_attr, edge_index)
+        solve = checked_resolvent if self.may_be_singular else resolvent
+        y = solve(edge_index, *operands, ptr=ptr, plan=plan, mode=self.mode, terms=self.terms)
+        y = (y + v * self.D.unsqueeze(-1)).flatten(1)
+        return self.out_proj(self.norm(F.silu(z) * y + x))
+
+    def operands(
+        self,
+        x: Float[Tensor, "N width"],
+        edge_attr: Float[Tensor, "E width"],
+        edge_index: Int[Tensor, "2 E"],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Edge weights, B, C and V that the resolvent would get, for looking at."""
+        return self._projected(x, edge_attr, edge_index)[-1]
+
+    def _projected(
+        self, x: Tensor, edge_attr: Tensor, edge_index: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Gate z, values v, and the resolvent's operands."""
         z, v, B, C, delta = self.in_proj(x).split(self.sizes, dim=-1)
         deltas, delta_input = self._deltas(delta, edge_attr)
         v = F.silu(v).unflatten(-1, (self.heads, -1))
-        y = resolvent(
-            edge_index,
-            edge_weights(deltas, edge_index),
-            F.silu(B),
-            F.silu(C),
-            v * delta_input.unsqueeze(-1),
-            ptr=ptr,
-            plan=plan,
-            mode=self.mode,
-            terms=self.terms,
-        )
-        y = (y + v * self.D.unsqueeze(-1)).flatten(1)
-        return self.out_proj(self.norm(F.silu(z) * y + x))
+        V = v * delta_input.unsqueeze(-1)
+        return z, v, (edge_weights(deltas, edge_index), F.silu(B), F.silu(C), V)
 
     def deltas(self, x: Float[Tensor, "N width"], edge_attr: Float[Tensor, "E width"]) -> Deltas:
         """The Δ this layer would use on these inputs, for looking at."""
@@ -101,13 +123,26 @@ class ChimeraLayer(nn.Module):
         return self._deltas(delta, edge_attr)[0]
 
     def _deltas(self, projected: Tensor, edge_attr: Tensor) -> tuple[Deltas, Tensor]:
-        source, target, self_, input_ = projected.chunk(4, dim=-1)
-        logits = (source, target, self_, self.edge_delta(edge_attr))
+        *logits, input_ = projected.split(self.heads, dim=-1)
+        if self.edge_delta is not None:
+            logits.append(self.edge_delta(edge_attr))
         # float32: under autocast the exponentials of A would lose the slow modes first.
         steps = [
             F.softplus(x.float() + bias) for x, bias in zip(logits, self.delta_bias, strict=True)
         ]
-        return Deltas(*steps), input_
+        return Deltas(**dict(zip(self.channels, steps, strict=True))), input_
+
+
+@torch.compiler.disable
+def checked_resolvent(*inputs: Tensor, **options) -> Float[Tensor, "N H P"]:
+    """`kernels.resolvent` of any I − A, refined; where it fails, an error that says what to try."""
+    try:
+        return resolvent(*inputs, refine=REFINE, **options)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Edge weights are not normalised here: raise model.delta_range, for peptides "
+            "to [2.0, 4.0], lower model.optimisation.lr, or set model.normalise=true."
+        ) from error
 
 
 def delta_bias_init(
@@ -122,15 +157,19 @@ def delta_bias_init(
 def edge_weights(deltas: Deltas, edge_index: Int[Tensor, "2 E"]) -> Float[Tensor, "E H"]:
     """Row-normalised transition Â_ij of every edge (i, j), the weight with which i feeds j.
 
-    a_ij = exp(−(Δsource_i + Δtarget_j + Δedge_ij) / 3) and
+    a_ij = exp(−(Δsource_i + Δtarget_j + Δedge_ij) / 3), without Δedge exp(−(Δsource_i +
+    Δtarget_j) / 2), and
     Â_ij = a_ij / (max(1, Σ_j a_ij + exp(−Δself_i)) + 0.05), the sum over the edges that leave i,
     so that what leaves a node sums to less than 1 and I − A is diagonally dominant by columns.
+    Without Δself Â_ij = a_ij, and I − A may be anything, singular too.
 
-    Source: the released normaliser of arXiv:2510.12111.
+    Source: arXiv:2510.12111 and its released normaliser.
     """
     source, target = edge_index
     ends = deltas.source.index_select(0, source) + deltas.target.index_select(0, target)
-    a = torch.exp(-(ends + deltas.edge) / 3)
+    a = torch.exp(-ends / 2 if deltas.edge is None else -(ends + deltas.edge) / 3)
+    if deltas.self is None:
+        return a
     leaving = torch.exp(-deltas.self).index_add(0, source, a)
     return a / (leaving.clamp(min=1) + NORMALISER_MARGIN).index_select(0, source)
 
@@ -189,6 +228,8 @@ class ChimeraGraphNet(nn.Module):
         local: bool,
         mode: str,
         terms: int | None,
+        edge_delta: bool,
+        normalise: bool,
     ):
         super().__init__()
         self.encoder, self.exact = encoder, mode == "exact"
@@ -197,10 +238,13 @@ class ChimeraGraphNet(nn.Module):
                 width,
                 dropout,
                 local,
-                ChimeraLayer(width, heads, state, delta_range, mode, terms),
+                ChimeraLayer(width, heads, state, delta_range, mode, terms, edge_delta, normalise),
             )
             for _ in range(layers)
         )
+        if not edge_delta:
+            # Nobody reads the last edge vectors: data parallel training would wait for gradients.
+            (self.blocks[-1].local.norm_edges if local else encoder.edges).requires_grad_(False)
         self.norm = nn.LayerNorm(width)
         self.head = head
 
@@ -227,6 +271,9 @@ class LitChimeraGraph(LitModule):
         head_dropout: probability, in the head.
         delta_range: interval of the initial Δ.
         local: keep the GatedGCN in every block.
+        edge_delta: edges have a Δ of their own.
+        normalise: normalise the edge weights by rows; without, choose a `delta_range` with which
+            the sum over all walks converges, such as (2.0, 4.0).
         mode: `exact` or `neumann`.
         terms: summed powers in `neumann` mode, a power of two.
         compile: torch.compile the network.
@@ -246,6 +293,8 @@ class LitChimeraGraph(LitModule):
         head_dropout: float = 0.0,
         delta_range: Sequence[float] = (5e-3, 0.1),
         local: bool = True,
+        edge_delta: bool = True,
+        normalise: bool = True,
         mode: str = "exact",
         terms: int | None = None,
         compile: bool = False,
@@ -263,4 +312,6 @@ class LitChimeraGraph(LitModule):
             local,
             mode,
             terms,
+            edge_delta,
+            normalise,
         )

@@ -62,7 +62,8 @@ class GraphPictures(Callback):
         for name, layer in layers.items():
             x, edge_attr = seen[name][:2]
             for channel, delta in layer.deltas(x, edge_attr)._asdict().items():
-                board.add_histogram(f"delta_{channel}/{name}", delta.float().cpu(), step)
+                if delta is not None:
+                    board.add_histogram(f"delta_{channel}/{name}", delta.float().cpu(), step)
         if layers:
             matrices = {
                 n: first_resolvent(layers[n], seen[n]) for n in (*layers,)[:: len(layers) - 1 or 1]

@@ -69,6 +69,84 @@ def test_edge_weights_by_hand():
     torch.testing.assert_close(edge_weights(Deltas(source, target, self_, edge), edges), expected)
 
 
+def test_edge_weights_without_edge_delta_or_normaliser_by_hand():
+    """0 → 1 → 2 and 0 → 2 again."""
+    edges = torch.tensor([[0, 1, 0], [1, 2, 2]])
+    source, target, self_, edge = (
+        torch.tensor(v).reshape(3, 1)
+        for v in ([0.3, 0.6, 9], [9, 0.9, 1.2], [0.5, 1.0, 9], [0.3, 0.0, 1.5])
+    )
+    halves = torch.tensor([0.3 + 0.9, 0.6 + 1.2, 0.3 + 1.2]).div(-2).exp()
+    torch.testing.assert_close(edge_weights(Deltas(source, target), edges), halves[:, None])
+    thirds = torch.tensor([0.3 + 0.9 + 0.3, 0.6 + 1.2, 0.3 + 1.2 + 1.5]).div(-3).exp()
+    weights = edge_weights(Deltas(source, target, edge=edge), edges)
+    torch.testing.assert_close(weights, thirds[:, None])
+    out0 = max(1, float(halves[0] + halves[2] + torch.tensor(-0.5).exp())) + 0.05
+    normalised = edge_weights(Deltas(source, target, self_), edges)
+    torch.testing.assert_close(normalised[[0, 2], 0], halves[[0, 2]] / out0)
+
+
+def test_what_the_ablations_leave_out():
+    """A linear map of edges and a bias; or a projection of nodes and a bias; and nothing else."""
+    width, heads, layers = 16, 2, 2
+    whole = count(make_model().net)
+    no_edge, no_self = make_model(edge_delta=False).net, make_model(normalise=False).net
+    assert whole - count(no_edge) == layers * heads * (width + 1)
+    assert whole - count(no_self) == layers * heads * (width + 1)
+    assert all(block.mixer.edge_delta is None for block in no_edge.blocks)
+    layer, inputs = no_self.blocks[0].mixer, (torch.randn(3, 16), torch.randn(2, 16))
+    assert layer.deltas(*inputs).self is None
+    assert no_edge.blocks[0].mixer.deltas(*inputs).edge is None
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{"edge_delta": False}, {"normalise": False}, {"edge_delta": False, "normalise": False}],
+    ids=str,
+)
+def test_ablated_models_equal_the_textbook_and_every_parameter_counts(monkeypatch, options, local):
+    batch = Batch.from_data_list([molecule_like(n) for n in ("both ways", "hub", "cycle")] * 3)
+    model = make_model(local=local, delta_range=(2.0, 4.0), **options)
+    outputs = [model(batch)]
+    model.task.loss(outputs[0], batch).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad.abs().max() > 0 for p in trained)
+    monkeypatch.setattr(
+        "lit_models.chimera_graph.resolvent",
+        lambda *args, plan, **options: resolvent(*args, backend="reference", **options),
+    )
+    outputs.append(model(batch))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    if model.net.blocks[0].mixer.edge_delta is not None:
+        assert not frozen
+    elif local:
+        assert frozen == {f"net.blocks.1.local.norm_edges.{n}" for n in ("weight", "bias")}
+    else:
+        assert frozen == {"net.encoder.edges.table.weight"}
+
+
+def test_a_singular_system_says_what_to_try():
+    """All Δ ≈ 0 give weights of 1, and I − A of a pair of nodes [[1, −1], [−1, 1]]."""
+    layer = ChimeraLayer(16, 2, 8, (1e-4, 1e-4), normalise=False)
+    with torch.no_grad():
+        layer.delta_bias.fill_(-30)
+    pair = (torch.zeros(2, 16), torch.zeros(2, 16), torch.tensor([[0, 1], [1, 0]]))
+    with pytest.raises(ValueError, match=r"singular.*model\.delta_range"):
+        layer(*pair, torch.tensor([0, 2]))
+
+
+def test_without_normaliser_a_truncated_series_needs_no_solution():
+    """Of weights near 1 the infinite series diverges, 64 terms of it are finite."""
+    exact = make_model(normalise=False, delta_range=(2.0, 4.0)).eval()
+    batch = batch_of_all()
+    truncated = make_model(normalise=False, mode="neumann", terms=64).eval()
+    assert truncated(batch).isfinite().all()
+    truncated.load_state_dict(exact.state_dict())
+    torch.testing.assert_close(truncated(batch), exact(batch), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 50.0])
 def test_what_leaves_a_node_sums_to_less_than_one(scale):
     edges = edge_index("hub")

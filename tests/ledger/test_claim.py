@@ -1,0 +1,107 @@
+"""What a claim's file says becomes runs, and what it must not say is told in one sentence."""
+
+import pytest
+
+from errors import UserError
+from ledger.claim import Planner, claim_names, load_claim, targets
+from tests.ledger.conftest import SMALL, write_claim
+
+
+def test_every_arm_runs_in_every_case_with_every_seed_and_value(small):
+    runs = Planner(small).test_runs(small.seeds)
+    assert len(runs) == 2 * 2 * 2 * 2
+    assert len({run.key for run in runs}) == 16
+    (run,) = [
+        run
+        for run in runs
+        if run.arm == "narrow" and run.seed == 1 and run.case == {"training": "long"}
+        if run.chosen == {"model.optimisation.lr": 1e-2}
+    ]
+    cfg = run.config
+    assert (cfg.model.width, cfg.model.dropout, cfg.trainer.max_epochs) == (4, 0.1, 2)
+    assert (cfg.seed, cfg.data.shuffle_seed, cfg.model.optimisation.lr) == (1, 1, 1e-2)
+    assert cfg.compare is None
+    assert run.label == "narrow · training long · lr 0.01 · seed 1"
+
+
+def test_tuning_has_seeds_of_its_own_and_leaves_the_test_split_alone(small):
+    runs = Planner(small).tuning_runs()
+    assert [(run.arm, run.chosen["callbacks.ema.decay"]) for run in runs] == [
+        ("wide", 0.5),
+        ("wide", 0.9),
+        ("narrow", 0.5),
+        ("narrow", 0.9),
+    ]
+    assert {run.seed for run in runs} == {7}
+    assert {run.config.trainer.limit_test_batches for run in runs} == {1}
+    assert {run.config.trainer.max_epochs for run in runs} == {1}
+
+
+def test_a_key_is_of_the_config_and_not_of_the_machine(small):
+    def key(*changes: tuple[str, object]) -> str:
+        planner = Planner(small)
+        small.overrides.update(changes)
+        return planner.test_runs((0,))[0].key
+
+    before = key()
+    assert key(("data.num_workers", 2)) == before
+    assert key(("data.batch_size", 4)) != before
+
+
+def test_overrides_may_refer_to_the_run_and_to_the_scale(claims, tmp_path):
+    text = SMALL.replace("CACHE", str(tmp_path / "data"))
+    text = text.replace("seeds: [0, 1]", "seeds: ${by_scale:{smoke:[3], demo:[0, 1], paper:[0]}}")
+    text = text.replace("model.width: 16", "model.width: '${by_scale:{smoke:6,demo:7,paper:8}}'")
+    text = text.replace("[1e-3, 1e-2]", "['${data.batch_size}']")
+    write_claim(claims, text)
+    claim = load_claim("small", "smoke")
+    assert claim.seeds == (3,)
+    cfg = Planner(claim).test_runs(claim.seeds)[0].config
+    assert cfg.model.width == 6
+    assert cfg.model.optimisation.lr == cfg.data.batch_size
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("title:", "titel:", "titel"),
+        ("ours: wide", "ours: broad", "broad"),
+        ("kind: difference", "kind: value", "rivals"),
+        ("seeds: [7]", "seeds: [1]", "tuned and tested"),
+        ("at_least: -1", "where: {training: endless}", "endless"),
+        ("wide: {experiment: baseline_atoms,", "wide: {", "experiment or a study"),
+        ("metric: test.ap\n", "", "metric"),
+    ],
+)
+def test_a_wrong_claim_is_one_sentence(claims, old, new, said):
+    assert old in SMALL
+    write_claim(claims, SMALL.replace(old, new))
+    with pytest.raises(UserError, match=said):
+        load_claim("small", "smoke")
+
+
+def test_an_unknown_claim_or_override_is_one_sentence(small):
+    with pytest.raises(UserError, match="choose one of small"):
+        load_claim("large", "demo")
+    small.overrides["model.widht"] = 3
+    with pytest.raises(UserError, match="arm wide: Key 'widht' is not in struct"):
+        Planner(small).test_runs((0,))
+
+
+def test_targets_are_found_at_any_depth():
+    config = {"a": {"_target_": "x.Y", "b": [{"_target_": "z.W"}]}, "c": 1}
+    assert list(targets(config)) == ["x.Y", "z.W"]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "paper"])
+@pytest.mark.parametrize("name", claim_names())
+def test_every_claim_plans_its_runs_at_every_scale(name, scale, monkeypatch):
+    # The data of a claim are not made or downloaded here.
+    monkeypatch.setattr(Planner, "_source", lambda self, data: "generated")
+    claim = load_claim(name, scale)
+    planner = Planner(claim)
+    runs = planner.test_runs(claim.seeds)
+    assert {run.arm for run in runs} == set(claim.arms)
+    assert all(len(run.key) == 12 for run in runs)
+    if claim.tune:
+        assert {run.seed for run in planner.tuning_runs()}.isdisjoint(claim.seeds)

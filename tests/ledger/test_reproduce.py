@@ -1,0 +1,265 @@
+"""Claims carried out: reused, killed and continued, crashed, tuned, rendered."""
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import reproduce
+from errors import UserError
+from ledger import render
+from ledger.claim import load_claim
+from tests.ledger.conftest import SMALL, write_claim
+from tests.running import ROOT
+
+pytestmark = pytest.mark.timeout(600)
+
+DRIVER = """
+import sys
+from pathlib import Path
+
+import ledger.claim
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    ledger.claim.CLAIMS = folder / "claim"
+    from reproduce import load_claim, reproduce
+    from train import prepare_process
+
+    prepare_process()
+    claim = load_claim("small", "smoke")
+    reproduce(claim, runs_dir=Path(sys.argv[2]), results_dir=Path(sys.argv[3]))
+"""
+OF_TIME = (
+    "provenance",
+    "graphs_per_second",
+    "seconds_per_step",
+    "peak_memory_mib",
+    "finished",
+    "commit",
+)
+
+
+def without_times(value: object) -> object:
+    """A claim's JSON but for timings and provenance."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in OF_TIME}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def start(folder: Path, name: str) -> subprocess.Popen:
+    """Carry out the small claim in a process of its own, runs and results under `name`."""
+    (folder / "driver.py").write_text(DRIVER)
+    with (folder / f"{name}.log").open("a") as log:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "driver.py",
+                folder,
+                folder / name / "runs",
+                folder / name / "results",
+            ],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def result_of(folder: Path, name: str) -> dict:
+    return json.loads((folder / name / "results/claims/small-smoke.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The small claim carried out without interruption, in `whole`."""
+    folder = tmp_path_factory.mktemp("claim")
+    (folder / "claim").mkdir()
+    write_claim(folder / "claim", SMALL.replace("CACHE", str(folder / "data")))
+    process = start(folder, "whole")
+    assert process.wait(400) == 0, (folder / "whole.log").read_text()
+    return folder
+
+
+def test_a_claim_ends_in_a_verdict_with_all_that_led_to_it(finished):
+    result = result_of(finished, "whole")
+    assert result["verdict"] == "reproduced"
+    assert result["why"] == "2 of 2 comparisons hold."
+    assert len(result["runs"]) == 16
+    for run in result["runs"]:
+        assert run["report"]["seed"] == run["seed"]
+        assert run["report"]["data"]["source"] == "generated"
+    for cell in result["table"]:
+        for seed, value in cell["values"].items():
+            siblings = [
+                run
+                for run in result["runs"]
+                if (run["arm"], run["case"], run["seed"]) == (cell["arm"], cell["case"], int(seed))
+            ]
+            best = max(siblings, key=lambda run: run["report"]["selected"]["value"])
+            assert value == best["report"]["test"]["ap"]
+            assert cell["chosen"][seed] == best["chosen"]
+    assert result["provenance"]["sources"] == ["generated"]
+    assert set(result["provenance"]["versions"]) >= {"python", "torch", "lightning"}
+    log = (finished / "whole.log").read_text()
+    assert "about " in log
+    assert "narrow · training long" in log
+    assert "VERDICT: REPRODUCED" in log
+
+
+def test_a_second_time_nothing_runs(finished):
+    stamps = {path: path.stat().st_mtime for path in finished.glob("whole/runs/*/report.json")}
+    before = result_of(finished, "whole")
+    assert start(finished, "whole").wait(100) == 0
+    assert stamps == {p: p.stat().st_mtime for p in finished.glob("whole/runs/*/report.json")}
+    assert without_times(result_of(finished, "whole")) == without_times(before)
+
+
+def test_killed_at_random_moments_it_gives_the_same(finished):
+    """kill −9 of the claim and, with it, of the runs it has started."""
+    moment = random.Random(5)
+    reports = finished / "killed" / "runs"
+    for stop_after in (1, 6, 11):
+        process = start(finished, "killed")
+        deadline = time.monotonic() + 200
+        while len(list(reports.glob("*/report.json"))) < stop_after:
+            assert process.poll() is None, (finished / "killed.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(moment.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(finished, "killed").wait(300) == 0, (finished / "killed.log").read_text()
+    expected, got = (without_times(result_of(finished, name)) for name in ("whole", "killed"))
+    assert got == expected
+
+
+def test_fewer_seeds_are_inconclusive_and_do_not_replace_the_result(small, tmp_path):
+    small = load_claim("small", "smoke")
+    result = reproduce.reproduce(small, (1,), None, tmp_path / "runs", tmp_path / "results")
+    assert result["verdict"] == "inconclusive"
+    assert "1 of the protocol's 2 seeds" in result["why"]
+    assert [p.name for p in (tmp_path / "results/claims").glob("*.json")] == [
+        "small-smoke-1-seeds.json"
+    ]
+
+
+def test_a_crashed_arm_makes_a_claim_inconclusive(claims, tmp_path):
+    text = SMALL.replace("CACHE", str(tmp_path / "data")).replace("[1e-3, 1e-2]", "[1e-2]")
+    text = text.replace("when: {long: {model.dropout: 0.1}}", "when: {long: {model.width: -1}}")
+    write_claim(claims, text)
+    claim = load_claim("small", "smoke")
+    result = reproduce.reproduce(claim, None, None, tmp_path / "runs", tmp_path / "results")
+    assert result["verdict"] == "inconclusive"
+    assert result["why"] == "2 runs failed."
+    assert len(result["failures"]) == 2
+    for failure in result["failures"]:
+        assert failure["run"].startswith("narrow · training long")
+        assert failure["error"]
+    (broken,) = [c for c in result["table"] if c["mean"] is None]
+    assert set(broken["values"].values()) == {None}
+    page = render.section("small-smoke", json.loads(json.dumps(result)))
+    assert "failed" in page
+
+
+def test_tuning_records_what_it_tried_and_binds_the_claim(claims, tmp_path):
+    text = SMALL.replace("CACHE", str(tmp_path / "data"))
+    text = text.replace("[0.5, 0.9]", "[0.5, 0.999]").replace("seeds: [7]", "seeds: [7, 8]")
+    write_claim(claims, text)
+    claim = load_claim("small", "smoke")
+    results = tmp_path / "results"
+    record = reproduce.tune(claim, None, tmp_path / "runs", results)
+    assert len(record["tried"]) == 2 * 2 * 2
+    for arm in claim.arms:
+        mean = {
+            value: sum(
+                entry["validation"]["value"]
+                for entry in record["tried"]
+                if entry["arm"] == arm and entry["setting"] == {"callbacks.ema.decay": value}
+            )
+            for value in (0.5, 0.999)
+        }
+        assert record["best"][arm] == {"callbacks.ema.decay": max(mean, key=mean.get)}
+    demo = load_claim("small", "demo")
+    runs = reproduce.Planner(demo).test_runs((0,))
+    with pytest.raises(UserError, match="not tuned"):
+        reproduce.require_tuned(demo, runs, None)
+    agreed = copy.deepcopy(record) | {
+        "best": {arm: {"callbacks.ema.decay": 0.5} for arm in demo.arms}
+    }
+    reproduce.require_tuned(demo, runs, agreed)
+    agreed["best"]["narrow"]["callbacks.ema.decay"] = 0.999
+    with pytest.raises(UserError, match=r"arm narrow .* 0\.999 was best"):
+        reproduce.require_tuned(demo, runs, agreed)
+
+
+def test_equal_time_is_checked_against_the_measured_pace(claims, tmp_path):
+    text = SMALL.replace("CACHE", str(tmp_path / "data")).replace("tune:", "ignored:")
+    text = text[: text.index("ignored:")] + text[text.index("statistics:") :]
+    text = text.replace("when: {long: {", "when: {long: {trainer.limit_train_batches: 4, ")
+    text = text.replace("long: {trainer.max_epochs: 2}", "long: {trainer.limit_train_batches: 2}")
+    write_claim(claims, text + "pace: {steps: 2, equal: long, case: {training: long}}\n")
+    claim = load_claim("small", "demo")
+    runs = reproduce.Planner(claim).test_runs((0,))
+    record = {"seconds_per_step": {"wide": 0.2, "narrow": 0.1}}
+    reproduce.require_tuned(claim, runs, record)
+    record["seconds_per_step"]["narrow"] = 0.15
+    with pytest.raises(UserError, match="same time"):
+        reproduce.require_tuned(claim, runs, record)
+
+
+def test_seeds_on_the_command_line(small):
+    assert reproduce.parse_seeds(None, small) is None
+    assert reproduce.parse_seeds("1", small) == (0,)
+    assert reproduce.parse_seeds("4,5", small) == (4, 5)
+    with pytest.raises(UserError, match="SEEDS"):
+        reproduce.parse_seeds("some", small)
+
+
+RESULTS = ROOT / "results"
+STEMS = [path.stem for path in render.claim_files(RESULTS)]
+
+
+def test_results_md_says_what_the_json_says():
+    assert (RESULTS / "RESULTS.md").read_text() == render.page(RESULTS), "run `make results`"
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_figure_is_of_its_json(stem):
+    path = RESULTS / "claims" / f"{stem}.json"
+    drawn = render.figures.digest_in(path.with_suffix(".png"))
+    assert drawn == render.digest_of(path), "run `make results`"
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_committed_verdict_follows_from_its_reports(stem):
+    """The statistics and the verdict, computed again from the reports in the JSON."""
+    result = json.loads((RESULTS / "claims" / f"{stem}.json").read_text())
+    claim = load_claim(result["claim"]["name"], result["claim"]["scale"])
+    assert result["claim"] == json.loads(json.dumps(claim.to_json())), "the claim has changed"
+    again = reproduce.verdict_of(result, claim)
+    assert (result["verdict"], result["why"]) == again
+
+
+def test_a_changed_number_is_noticed(finished, tmp_path):
+    (tmp_path / "claims").mkdir()
+    result = result_of(finished, "whole")
+    path = tmp_path / "claims" / "small-smoke.json"
+    path.write_text(json.dumps(result))
+    render.all_results(tmp_path)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert page == render.page(tmp_path)
+    assert "**reproduced**" in page
+    digest = render.digest_of(path)
+    assert render.figures.digest_in(path.with_suffix(".png")) == digest
+    result["table"][0]["mean"] += 0.1
+    path.write_text(json.dumps(result))
+    assert page != render.page(tmp_path)
+    assert render.digest_of(path) != digest

@@ -1,0 +1,96 @@
+"""Statistics against numbers worked out by hand, and the rule of the verdict."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from ledger.claim import Run, Statistic
+from ledger.statistics import Cell, Estimate, best_on_validation, cells, estimate, verdict
+
+
+def cell(arm: str, *values: float | None) -> Cell:
+    return Cell(arm, {}, dict(enumerate(values)), {})
+
+
+def test_a_difference_is_paired_and_signed_so_that_more_is_better():
+    ours, rival = cell("a", 0.5, 0.7, 0.6), cell("b", 0.4, 0.5, 0.6)
+    statistic = Statistic("gain", "difference", "a", ("b",), at_least=0)
+    found = estimate(statistic, ours, rival, maximise=True)
+    expected = stats.ttest_1samp([0.1, 0.2, 0.0], 0).confidence_interval(0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, *expected))
+    assert found.said == "open"
+    lower = estimate(statistic, ours, rival, maximise=False)
+    assert (lower.value, lower.low) == pytest.approx((-0.1, -expected[1]))
+
+
+def test_a_ratio_is_a_geometric_mean():
+    ours, rival = cell("edge", 0.01, 0.04), cell("node", 0.4, 0.4)
+    statistic = Statistic("ratio", "ratio", "edge", ("node",), at_least=10)
+    found = estimate(statistic, ours, rival, maximise=False)
+    assert found.value == pytest.approx(20)
+    assert found.low * found.high == pytest.approx(400)
+    # Two seeds: t of one degree of freedom is 12.7, and the standard error is log(4) / 2.
+    assert math.log(found.high / 20) == pytest.approx(12.706 * math.log(4) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("bound", "values", "said"),
+    [
+        ({"at_least": 1}, (2.0, 2.1, 2.2), "holds"),
+        ({"at_least": 3}, (2.0, 2.1, 2.2), "fails"),
+        ({"at_least": 2.1}, (2.0, 2.1, 2.2), "open"),
+        ({"at_most": 3}, (2.0, 2.1, 2.2), "holds"),
+        ({"at_most": 1}, (2.0, 2.1, 2.2), "fails"),
+        ({"at_most": 4}, (4.0,), "holds"),
+        ({"at_least": 4.1}, (4.0,), "fails"),
+        ({}, (4.0,), "shown"),
+        ({"at_least": 0}, (4.0, None), "missing"),
+    ],
+)
+def test_a_bound_asks_for_the_whole_interval(bound, values, said):
+    statistic = Statistic("rounds", "value", "a", **bound)
+    assert estimate(statistic, cell("a", *values), None, maximise=True).said == said
+
+
+def test_validation_data_choose_and_a_failed_sibling_leaves_nothing_to_choose():
+    def run(key: str, arm: str, depth: int) -> Run:
+        return Run(arm, {}, 0, {"depth": depth}, None, key)
+
+    runs = [run("a", "one", 1), run("b", "one", 2), run("c", "two", 1), run("d", "two", 2)]
+    reports = {
+        "a": {"selected": {"value": 0.5}, "test": {"rmse": 0.1}},
+        "b": {"selected": {"value": 0.3}, "test": {"rmse": 0.2}},
+        "c": {"selected": {"value": 0.5}, "test": {"rmse": 0.3}},
+    }
+    assert best_on_validation(runs[:2], reports, maximise=False).key == "b"
+    assert best_on_validation(runs[:2], reports, maximise=True).key == "a"
+
+    class claim:  # all that `cells` reads of one
+        maximise = False
+
+    one, two = cells(claim, runs, reports, "test.rmse")
+    assert (one.values, one.chosen) == ({0: 0.2}, {0: {"depth": 2}})
+    assert two.values == {0: None}
+
+
+def estimates(*said: str) -> list[Estimate]:
+    return [Estimate("", {}, "a", "b", "", 1.0, 0.9, 1.1, word) for word in said]
+
+
+@pytest.mark.parametrize(
+    ("said", "failures", "seeds", "word"),
+    [
+        (("holds", "shown"), 0, (0, 1), "reproduced"),
+        (("holds", "open"), 0, (0, 1), "inconclusive"),
+        (("holds", "open", "fails"), 0, (0, 1), "not reproduced"),
+        (("holds",), 1, (0, 1), "inconclusive"),
+        (("fails",), 1, (0, 1), "inconclusive"),
+        (("holds",), 0, (0,), "inconclusive"),
+        (("holds",), 0, (0, 1, 2), "reproduced"),
+        (("shown",), 0, (0, 1), "inconclusive"),
+        (("holds", "missing"), 0, (0, 1), "inconclusive"),
+    ],
+)
+def test_the_rule_of_the_verdict(said, failures, seeds, word):
+    assert verdict(estimates(*said), failures, seeds, (0, 1))[0] == word
