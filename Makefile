@@ -11,8 +11,8 @@ ARGS ?=
 export DATA_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume eval predict test test-slow test-faults benchmark fit-costs compile-kernels lint tensorboard \
-	doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
+.PHONY: help setup train reproduce tune results resume eval predict test test-slow test-faults benchmark \
+	fit-costs compile-kernels lint tensorboard doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -22,12 +22,22 @@ setup: $(INSTALLED) ## install everything into $(VENV), once
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resolvent needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make setup PYTHON=python3.11")'
 	test -x $(RUN_PYTHON) || $(PYTHON) -m venv $(VENV)
-	$(RUN_PYTHON) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp] [ARGS="seed=1 model.layers=2"]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make train EXP=chimera_lrgb; make list shows all.'; exit 1; }
 	$(RUN_PYTHON) train.py $(filter -%,$(ARGS)) experiment=$(EXP) scale=$(SCALE) trainer=$(TRAINER) $(filter-out -%,$(ARGS))
+
+reproduce tune: setup
+	@test -n "$(CLAIM)" || { echo 'error: name a claim, for instance make $@ CLAIM=edge_star, or CLAIM=all; they stand in results/RESULTS.md.'; exit 1; }
+	$(RUN_PYTHON) reproduce.py $@ $(CLAIM) --scale $(SCALE) $(if $(filter-out auto,$(TRAINER)),--trainer $(TRAINER)) $(ARGS)
+reproduce: ## test a paper's claim: CLAIM=…|all [SCALE=demo] [SEEDS=3|0,1,2]
+reproduce: ARGS += $(if $(SEEDS),--seeds $(SEEDS))
+tune: ## try a claim's settings on validation data, before its protocol is frozen: CLAIM=…|all
+
+results: setup ## render results/RESULTS.md and its figures from the claims' JSON
+	$(RUN_PYTHON) reproduce.py results
 
 resume eval predict: setup
 	@test -n "$(RUN)" || { echo 'error: name the folder of a run, for instance make $@ RUN=runs/…'; exit 1; }
@@ -50,7 +60,7 @@ benchmark: $(PEERS) ## time kernels and models against their peers, into results
 
 # mamba-ssm without its CUDA extension and what that asks for: its pure-torch listing is a peer.
 $(PEERS): $(INSTALLED)
-	$(RUN_PYTHON) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[peers]'
+	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(RUN_PYTHON) -m pip install --quiet --no-compile \
 		--no-deps --no-build-isolation --constraint constraints.txt mamba-ssm \
 		|| echo 'mamba-ssm cannot be had here: the benchmark against it will be skipped.'
@@ -72,7 +82,7 @@ tensorboard: setup ## watch every run: http://localhost:6006
 doctor: setup ## what works on this machine
 	$(RUN_PYTHON) -m tools.doctor
 
-list: setup ## every experiment: paper, what it shows, time, hardware
+list: setup ## every experiment: paper, what it shows, time, hardware; every claim
 	$(RUN_PYTHON) -m tools.list_experiments
 
 # For a GPU machine without network. gpu/ is what travels: there it is unpacked into .gpu/ and data/,

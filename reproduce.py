@@ -1,8 +1,8 @@
 """Test a paper's claim: tune, run what is missing, one statistic, one verdict, one JSON.
 
-python reproduce.py run edge_star       (or: make reproduce CLAIM=edge_star)
-python reproduce.py tune edge_star      (or: make tune CLAIM=edge_star)
-python reproduce.py render              (or: make results)
+python reproduce.py reproduce edge_star     (or: make reproduce CLAIM=edge_star)
+python reproduce.py tune edge_star          (or: make tune CLAIM=edge_star)
+python reproduce.py results                 (or: make results)
 """
 
 import argparse
@@ -120,6 +120,7 @@ def verdict_of(result: dict[str, Any], claim: Claim) -> tuple[str, str]:
 def tune(
     claim: Claim,
     trainer: str | None = None,
+    arms: Sequence[str] = (),
     runs_dir: Path = Path("runs/claims"),
     results_dir: Path = RESULTS,
 ) -> dict[str, Any]:
@@ -127,6 +128,13 @@ def tune(
 
     What was tried goes to `results/tuning/<name>-<scale>.json` and from there into the claim's
     JSON. The best settings are printed, to be written into the claim before its test seeds run.
+
+    Args:
+        claim: what is tuned.
+        trainer: config of configs/trainer.
+        arms: only these are tuned; what was recorded of the others is kept. Paces are measured of
+            all arms, as they are compared.
+        runs_dir, results_dir: see `reproduce`.
 
     Raises:
         UserError: the claim has nothing to tune, or a run failed.
@@ -136,14 +144,16 @@ def tune(
     planner, record = Planner(claim, trainer), {"claim": claim.name, "scale": claim.scale}
     title = f"{claim.name}, tuning"
     if claim.tune:
-        runs = planner.tuning_runs()
+        known = (read_tuning(claim, results_dir) or {}).get("tried", []) if arms else []
+        runs = [run for run in planner.tuning_runs() if not arms or run.arm in arms]
         outcome = carry_out(
             runs, runs_dir, title=title, alone=claim.alone, minutes=claim.minutes / 2
         )
-        record["tried"] = [
+        record["tried"] = [entry for entry in known if entry["arm"] not in arms] + [
             {"arm": run.arm, "setting": run.chosen, "seed": run.seed, "key": run.key}
             | ({"error": outcome.failures[run.key]} if run.key in outcome.failures else {})
             | {"validation": outcome.reports.get(run.key, {}).get("selected")}
+            | {"commit": outcome.reports.get(run.key, {}).get("commit")}
             for run in runs
         ]
         record["best"] = best_settings(claim, record["tried"])
@@ -268,24 +278,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "tune"):
+    for name in ("reproduce", "tune"):
         command = commands.add_parser(name)
         command.add_argument("claim", help="a name from configs/claim, or all")
         command.add_argument("--scale", choices=SCALES, default="demo")
         command.add_argument("--trainer", help="a name from configs/trainer")
-        if name == "run":
+        if name == "tune":
+            command.add_argument("--arms", nargs="+", default=(), help="only these")
+        else:
             command.add_argument("--seeds", help="a number, or a list such as 0,1,2")
-    commands.add_parser("render")
+    commands.add_parser("results")
     given = parser.parse_args(arguments)
     prepare_process()
-    if given.command != "render":
+    if given.command != "results":
         names = claim_names() if given.claim == "all" else [given.claim]
         for name in names:
             claim = load_claim(name, given.scale)
-            if given.command == "run":
+            if given.command == "reproduce":
                 reproduce(claim, parse_seeds(given.seeds, claim), given.trainer)
             elif given.claim != "all" or claim.tune or claim.pace:
-                tune(claim, given.trainer)
+                tune(claim, given.trainer, given.arms)
     render.all_results(RESULTS)
 
 

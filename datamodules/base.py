@@ -57,7 +57,13 @@ class GraphDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """Where training stands in the data, for checkpoints."""
-        return self._training.state_dict() if self._training else {}
+        if self._training is None:
+            return {}
+        state = self._training.state_dict()
+        # An epoch may end before the loader does: trainer.limit_train_batches.
+        if self.trainer and state["batch"] >= self.trainer.num_training_batches:
+            state = {"epoch": state["epoch"] + 1, "batch": 0}
+        return state
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next training loader go on there."""

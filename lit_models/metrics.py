@@ -91,6 +91,28 @@ class MeanAbsoluteError(torchmetrics.MeanAbsoluteError):
         super().update(preds[present].float(), target[present].float())
 
 
+class MeanSquaredError(torchmetrics.MeanSquaredError):
+    """Mean squared error over all entries, or its root; in the unit of the targets, squared or not.
+
+    `update(preds [n, T], target [n, T])`. NaN before the first update.
+
+    Args:
+        squared: False for the root.
+
+    Raises:
+        ValueError: if the two shapes differ.
+    """
+
+    def __init__(self, squared: bool = True, **kwargs: object) -> None:
+        super().__init__(squared=squared, **kwargs)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add predictions [n, T] and targets [n, T]."""
+        _check_same_shape(preds, target)
+        # Summing in float32 keeps bf16 predictions from rounding the sum of many errors.
+        super().update(preds.float(), target.float())
+
+
 class MacroF1(MulticlassF1Score):
     """Unweighted mean F1 over the classes that occur: the metric of PascalVOC-SP and COCO-SP.
 

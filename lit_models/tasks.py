@@ -14,7 +14,13 @@ from torch_geometric.data import Batch
 from torchmetrics import MetricCollection
 
 from lit_models.layers.heads import Level
-from lit_models.metrics import AveragePrecision, MacroF1, MeanAbsoluteError, MeanReciprocalRank
+from lit_models.metrics import (
+    AveragePrecision,
+    MacroF1,
+    MeanAbsoluteError,
+    MeanReciprocalRank,
+    MeanSquaredError,
+)
 
 
 class Task(ABC):
@@ -117,6 +123,29 @@ class Regression(Task):
 
     def constant(self, target: Tensor) -> Tensor:
         return target.nanmedian(dim=0).values
+
+
+class NodeRegression(Task):
+    """Real targets per node, y [N, num_outputs]; squared error as loss, its root as metric."""
+
+    level = "node"
+    selection = "rmse"
+    maximise = False
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        return F.mse_loss(prediction, batch.y)
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection(
+            {"rmse": MeanSquaredError(squared=False), "mse": MeanSquaredError()},
+            compute_groups=False,
+        )
+
+    def target(self, batch: Batch) -> Tensor:
+        return batch.y
+
+    def constant(self, target: Tensor) -> Tensor:
+        return target.mean(dim=0)
 
 
 class NodeClassification(Task):

@@ -19,6 +19,17 @@ class KillAt(Callback):
             os.kill(os.getpid(), self.signal_number)
 
 
+class KillInValidation(Callback):
+    """kill −9 in the validation of an epoch, unless the run was resumed."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *args) -> None:
+        if trainer.current_epoch == self.epoch and trainer.ckpt_path is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class PoisonAt(Callback):
     """Make a weight NaN before a step."""
 

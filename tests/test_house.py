@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger.claim import CLAIMS, claim_names
 from tests.planted_faults import FAULTS
 from tools.list_experiments import EXPERIMENTS, header
 
@@ -51,6 +52,13 @@ def test_an_experiment_is_short_and_has_a_header(path):
     assert f"EXP={path.stem}" in facts["command"]
 
 
+@pytest.mark.parametrize("path", sorted(CLAIMS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_claim_is_short_and_names_its_command(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 40
+    assert lines[0] == f"# make reproduce CLAIM={path.stem}"
+
+
 def readme_commands() -> list[str]:
     """Every line of the README's and the docs' shell blocks."""
     text = "".join(
@@ -92,6 +100,8 @@ def test_every_command_of_the_readme_exists(command):
     for experiment in re.findall(r"EXP=(\w+)", command):
         path = EXPERIMENTS / f"{experiment}.yaml"
         assert path.is_file() or str(path.relative_to(ROOT)) in tutorial
+    for claim in re.findall(r"CLAIM=(\w+)", command):
+        assert claim in ("all", *claim_names())
 
 
 @pytest.mark.parametrize("target", ["help", "list", "doctor"])
@@ -102,5 +112,5 @@ def test_cheap_commands_run(target):
     module = {"list": "tools.list_experiments", "doctor": "tools.doctor"}.get(target)
     command = [sys.executable, "-m", module] if module else ["make", "help"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    expected = {"help": "make train", "list": "chimera_lrgb", "doctor": "torch"}[target]
+    expected = {"help": "make train", "list": "CLAIM=edge_star", "doctor": "torch"}[target]
     assert expected.removeprefix("make ") in done.stdout

@@ -58,6 +58,45 @@ def test_a_killed_run_resumes_loss_for_loss(finished, tmp_path, killed_before):
     assert scalars(run, "val/ap") == scalars(finished, "val/ap")
 
 
+SHORT_EPOCHS = (
+    *TEN_STEPS,
+    "trainer.limit_train_batches=6",
+    "trainer.max_epochs=3",
+    "callbacks.last.every_n_train_steps=2",
+)
+
+
+@pytest.fixture(scope="module")
+def finished_short(tmp_path_factory):
+    """An uninterrupted run of three epochs that end before their ten batches do."""
+    return train_here(tmp_path_factory.mktemp("short"), "chimera_lrgb", *SHORT_EPOCHS)
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        "{_target_: tests.interruptions.KillInValidation, epoch: 0}",
+        "{_target_: tests.interruptions.KillInValidation, epoch: 2}",
+        "{_target_: tests.interruptions.KillAt, step: 6}",
+        "{_target_: tests.interruptions.KillAt, step: 13}",
+    ],
+)
+def test_a_run_killed_around_a_validation_resumes_loss_for_loss(finished_short, tmp_path, kill):
+    """Also where an epoch's last step is one at which a checkpoint would be due."""
+    process = train_outside(tmp_path, "chimera_lrgb", *SHORT_EPOCHS, f"+callbacks.kill={kill}")
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    call_runs("resume", run)
+    expected, resumed = (scalars(r, "train/loss") for r in (finished_short, run))
+    assert sorted(expected) == list(range(18))
+    assert resumed == {s: v for s, v in expected.items() if s in resumed}
+    assert max(resumed) == 17
+    assert scalars(run, "val/ap") == scalars(finished_short, "val/ap")
+    reports = [report_of(r) for r in (run, finished_short)]
+    for key in ("test", "selected", "steps", "epochs"):
+        assert reports[0][key] == reports[1][key]
+
+
 def test_sigterm_ends_in_one_sentence_and_can_be_resumed(tmp_path):
     kill = KILL.replace("STEP", "5, signal_number: 15")
     process = train_outside(tmp_path, "chimera_lrgb", *TEN_STEPS, kill)

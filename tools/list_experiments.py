@@ -1,9 +1,12 @@
-"""List every experiment with the facts of its header: paper, what it shows, time, command."""
+"""List every experiment with the facts of its header, and every claim."""
 
 import re
 from pathlib import Path
 
-EXPERIMENTS = Path(__file__).parent.parent / "configs" / "experiment"
+import yaml
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+EXPERIMENTS = CONFIGS / "experiment"
 FACTS = ("paper", "shows", "time", "command")
 
 
@@ -26,6 +29,8 @@ def main() -> None:
         print(path.stem)
         for fact, text in header(path).items():
             print(f"    {fact:<9}{text}")
+    for path in sorted((CONFIGS / "claim").glob("*.yaml")):
+        print(f"make reproduce CLAIM={path.stem}\n    {yaml.safe_load(path.read_text())['title']}")
 
 
 if __name__ == "__main__":

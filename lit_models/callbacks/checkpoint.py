@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -25,3 +27,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Overwrites one checkpoint every so many steps, and at the end of every epoch.
+
+    None is written between an epoch's last step and its end: a run that went on from there would
+    skip the epoch's validation, and with it perhaps the best checkpoint.
+
+    Args:
+        dirpath, filename: of the checkpoint.
+        every_n_train_steps: steps between two of an epoch.
+    """
+
+    def __init__(self, dirpath: str | Path, filename: str, every_n_train_steps: int):
+        super().__init__(
+            dirpath, filename, every_n_train_steps=every_n_train_steps, enable_version_counter=False
+        )
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -175,8 +175,10 @@ def test_tuning_records_what_it_tried_and_binds_the_claim(claims, tmp_path):
     write_claim(claims, text)
     claim = load_claim("small", "smoke")
     results = tmp_path / "results"
-    record = reproduce.tune(claim, None, tmp_path / "runs", results)
+    record = reproduce.tune(claim, None, (), tmp_path / "runs", results)
     assert len(record["tried"]) == 2 * 2 * 2
+    again = reproduce.tune(claim, None, ("narrow",), tmp_path / "runs", results)
+    assert again["tried"] == record["tried"]
     for arm in claim.arms:
         mean = {
             value: sum(

@@ -11,6 +11,7 @@ from lit_models.tasks import (
     ContactPrediction,
     MultilabelClassification,
     NodeClassification,
+    NodeRegression,
     Regression,
 )
 from tests.graphs import molecule_like
@@ -99,3 +100,19 @@ def test_contacts_are_scored_graph_by_graph():
     task.update(metrics, vectors, batch)
     # second graph: 2 (score 2) and 0 itself (score 1) are ahead of 1 (score .2)
     assert float(metrics.compute()["mrr"]) == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_regression_of_nodes_is_squared_error_and_its_root():
+    batch = nodes([0, 0, 0, 0])
+    batch.y = torch.tensor([[0.0], [1.0], [2.0], [5.0]])
+    prediction = torch.tensor([[0.0], [1.0], [4.0], [1.0]])
+    task = NodeRegression(1)
+    assert task.loss(prediction, batch) == pytest.approx(5.0)
+    metrics = task.metrics()
+    for part in (slice(0, 1), slice(1, 4)):  # updates of different sizes weigh by their rows
+        metrics.update(prediction[part], batch.y[part])
+    assert metrics.compute() == {"mse": pytest.approx(5.0), "rmse": pytest.approx(5.0**0.5)}
+    assert task.score_constant([batch], [batch])["mse"] == pytest.approx(3.5)
+    assert not task.maximise
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.update(prediction, batch.y.flatten())
