@@ -70,6 +70,12 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     model = instantiate(cfg.model, _convert_="all")
     trainer = build_trainer(cfg, model)
     trainer.fit(model, datamodule, ckpt_path=resume_from, weights_only=True)
+    if not trainer.checkpoint_callback.best_model_path:
+        raise UserError(
+            f"No epoch was validated, so no model was selected: trainer.max_epochs is "
+            f"{trainer.max_epochs} and trainer.check_val_every_n_epoch "
+            f"{trainer.check_val_every_n_epoch}; raise the first or lower the second."
+        )
     # Not by ckpt_path: Lightning's weight averaging would then put the raw weights back in place.
     best = torch.load(
         trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=True

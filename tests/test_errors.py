@@ -40,6 +40,12 @@ def test_a_shape_that_does_not_fit(tmp_path):
     assert "width 16 must be a multiple of heads 3" in text
 
 
+def test_a_training_without_a_validation(tmp_path):
+    overrides = ("+trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2")
+    text = sentence_of(train_here, tmp_path, "baseline_atoms", *overrides)
+    assert "No epoch was validated" in text
+
+
 def test_wrong_data_folder(tmp_path):
     overrides = ("data.source=official", f"data.data_dir={tmp_path / 'nowhere'}")
     text = sentence_of(train_here, tmp_path, "chimera_lrgb", *overrides)
