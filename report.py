@@ -19,6 +19,7 @@ from torch_geometric.loader import DataLoader
 
 from lit_models.callbacks.progress import RunProgress, peak_memory_mib
 
+CODE = ("configs", "datamodules", "kernels", "ledger", "lit_models", "studies", "tests", "tools")
 LIBRARIES = ("torch", "lightning", "torch-geometric", "torchmetrics", "numpy")
 
 
@@ -127,7 +128,7 @@ def code() -> str:
     root, digest = Path(__file__).parent, hashlib.sha256()
     files = [
         path
-        for folder in ("configs", "datamodules", "kernels", "lit_models", "tests", "tools")
+        for folder in CODE
         for path in (root / folder).rglob("*.*")
         if path.suffix in (".py", ".yaml", ".json")
     ]

@@ -321,7 +321,7 @@ class Planner:
         assert pace is not None
         few = {"trainer.max_epochs": 1, "trainer.limit_train_batches": pace.steps}
         few |= {"trainer.limit_val_batches": 1, "trainer.limit_test_batches": 1}
-        return [self._run(arm, pace.case, 10_000, {}, few) for arm in self.claim.arms]
+        return [self._run(arm, pace.case, 0, {}, few) for arm in self.claim.arms]
 
     def _run(
         self, arm: str, case: Case, seed: int, chosen: Overrides, last: Overrides | None = None
@@ -332,10 +332,11 @@ class Planner:
             overrides |= self.claim.cases[factor][label] | what.when.get(label, {})
         overrides |= chosen | (last or {})
         try:
-            config = self._study(what, overrides, seed) if what.study else None
-            config = config or self._training(what.experiment, overrides, seed)
-            # As text and back, so that a config stays what its key says.
+            make = self._study if what.study else self._training
+            config = make(what, overrides, seed)
             resolved = OmegaConf.to_container(config, resolve=True)
+            # An override may refer to the config: layers equal to the planted depth.
+            chosen = {key: OmegaConf.select(config, key) for key in chosen}
         except OmegaConfBaseException as error:
             where = f"claim {self.claim.name}, arm {arm}"
             raise UserError(f"{where}: {first_line(error)}.") from error
@@ -344,7 +345,8 @@ class Planner:
     def _study(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
         return OmegaConf.create({"study": what.study | overrides | {"seed": seed}})
 
-    def _training(self, experiment: str, overrides: Overrides, seed: int) -> DictConfig:
+    def _training(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
+        experiment = what.experiment
         if experiment not in self._composed:
             with initialize_config_dir(str(CONFIGS), version_base="1.3"):
                 self._composed[experiment] = compose(

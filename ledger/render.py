@@ -60,7 +60,7 @@ def page(results_dir: Path) -> str:
         for stem, r in results.items()
     ]
     overview = table(["claim", "what it says", "verdict"], rows)
-    return "\n".join([HEAD, overview, *(section(stem, r) for stem, r in results.items())])
+    return "\n".join([HEAD, overview, "", *(section(stem, r) for stem, r in results.items())])
 
 
 def section(stem: str, result: dict[str, Any]) -> str:
@@ -84,7 +84,7 @@ def section(stem: str, result: dict[str, Any]) -> str:
     command += "" if claim["scale"] == "demo" else f" SCALE={claim['scale']}"
     commits = ", ".join(c[:12] + c[40:] for c in made["commits of runs"])
     lines += [
-        f"- **Again:** `{command}`, about {claim['minutes']:g} minutes on two CPU cores; measured "
+        f"- **Again:** `{command}`, about {claim['minutes']:g} min on two CPU cores; measured "
         f"at commit {commits}, on {', '.join(made['devices'])}.",
         "",
     ]
@@ -116,8 +116,8 @@ def metric_table(result: dict[str, Any]) -> str:
     cells = {(case_text(cell["case"]), cell["arm"]): cell for cell in result["table"]}
     cases = list(dict.fromkeys(case for case, _ in cells))
     better = "higher is better" if claim["maximise"] else "lower is better"
-    rows = [[case, *(spread(cells[case, arm]) for arm in arms)] for case in cases]
-    title = f"{claim['metric'].rsplit('.', 1)[-1]}, {better}"
+    rows = [[case or "all", *(spread(cells[case, arm]) for arm in arms)] for case in cases]
+    title = f"{claim['metric'].rsplit('.', 1)[-1]} ({better})"
     return table([title, *arms], rows)
 
 

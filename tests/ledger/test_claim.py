@@ -56,9 +56,10 @@ def test_overrides_may_refer_to_the_run_and_to_the_scale(claims, tmp_path):
     write_claim(claims, text)
     claim = load_claim("small", "smoke")
     assert claim.seeds == (3,)
-    cfg = Planner(claim).test_runs(claim.seeds)[0].config
-    assert cfg.model.width == 6
-    assert cfg.model.optimisation.lr == cfg.data.batch_size
+    run = Planner(claim).test_runs(claim.seeds)[0]
+    assert run.config.model.width == 6
+    assert run.config.model.optimisation.lr == run.config.data.batch_size
+    assert run.chosen == {"model.optimisation.lr": run.config.data.batch_size}
 
 
 @pytest.mark.parametrize(
