@@ -70,11 +70,19 @@ class Edges:
             at_source = at_nodes.index_select(0, self.source)
             at_target = at_nodes.index_select(0, self.target)
             return torch.addcmul(at_source, self.proper.to(h.dtype), at_target - h)
-        down = (self.source <= self.target).unsqueeze(1).to(h.dtype)
-        h = torch.cat([h * down, h * (1 - down)], dim=1)
-        answered = (self.reverse >= 0).unsqueeze(1).to(h.dtype)
-        backwards = answered * h.index_select(0, self.reverse.clamp(min=0))
-        return self.sum_at_nodes(h).index_select(0, self.source) - backwards
+        # One index_add for both relations, those of the second below those of the first.
+        row = self.target + self.nodes * (self.source > self.target)
+        into = h.new_zeros(2 * self.nodes, h.shape[1]).index_add(0, row, h)
+        backwards = h.index_select(0, self.reverse.clamp(min=0))
+        answered = (self.reverse >= 0).unsqueeze(1)
+        # The reverse comes from the node that the edge goes to.
+        first = answered & (self.target <= self.source).unsqueeze(1)
+        both = [
+            into.index_select(0, self.source) - backwards * first.to(h.dtype),
+            into.index_select(0, self.nodes + self.source)
+            - backwards * (answered & ~first).to(h.dtype),
+        ]
+        return torch.cat(both, dim=1)
 
     def mean_at_nodes(self, h: Float[Tensor, "M C"]) -> Float[Tensor, "N C"]:
         """S(v) over the number of its edges; zero at a node without any."""

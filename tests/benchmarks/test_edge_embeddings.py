@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 LEAVES = (1_000, 3_000, 10_000, 30_000, 100_000)
 FITS = 3_000  # leaves up to which the line graph's d² edges are written out
-WIDTH = 32
+WIDTH = 16  # wider, malloc would take the largest tensors from the system, page by page
 NAMES = {False: "undirected", True: "directed"}
 
 
