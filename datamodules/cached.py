@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ SPLITS = ("train", "val", "test")
 class CachedDataModule(GraphDataModule):
     """Train, validation and test graphs from a folder below `cache_dir`.
 
-    A subclass sets `task` and `source_used` and says by `plan` what the folder holds.
+    A subclass sets `task` and `source_used` and says by `plan` what the folder holds; one that
+    chooses among sources replaces `prepare_data` and `cached_folder` instead.
 
     Args:
         cache_dir: folder to write to.
@@ -48,6 +49,7 @@ class CachedDataModule(GraphDataModule):
                 f"Expected a positive number of graphs or null, but data.limit is {limit}."
             )
         self.cache_dir, self.limit = Path(cache_dir).expanduser(), limit
+        self._folder: Path | None = None
         self._meta: dict[str, Any] = {}
 
     @abstractmethod
@@ -60,7 +62,28 @@ class CachedDataModule(GraphDataModule):
         Raises:
             DataError: the graphs cannot be had, or the cache cannot be written.
         """
-        ensure(self.plan())
+        if self._folder is None:
+            self._use(ensure(self.plan()))
+
+    def cached_folder(self) -> Path:
+        """The folder, also where another process has filled it.
+
+        Raises:
+            DataError: nothing was prepared, in this process or by another.
+        """
+        if self._folder is None:
+            folder = self.plan().folder
+            if damage(folder) is not None:
+                raise DataError(
+                    f"No prepared data for {self.task} in {self.cache_dir}: call prepare_data() "
+                    "first."
+                )
+            self._use(folder)
+        return self._folder
+
+    def _use(self, folder: Path) -> None:
+        self._folder = folder
+        self._meta = json.loads((folder / "meta.json").read_text())
 
     def setup(self, stage: str | None = None) -> None:
         """Open the three splits, memory-mapped.
@@ -70,13 +93,9 @@ class CachedDataModule(GraphDataModule):
         """
         if hasattr(self, "train_dataset"):
             return
-        folder = self.plan().folder
-        if damage(folder) is not None:
-            raise DataError(
-                f"No prepared data for {self.task} in {self.cache_dir}: call prepare_data() first."
-            )
-        self._meta = json.loads((folder / "meta.json").read_text())
+        folder = self.cached_folder()
         for split in SPLITS:
+            # Every process maps the same pages, so that a large task is in memory once.
             saved = torch.load(folder / f"{split}.pt", mmap=True, weights_only=True)
             dataset: Dataset = GraphDataset(GraphTable(**saved))
             if self.limit is not None and self.limit < len(dataset):
@@ -91,5 +110,15 @@ class CachedDataModule(GraphDataModule):
     @property
     def fingerprint(self) -> str:
         """12 hex digits that are equal for equal graphs in equal splits under an equal limit."""
+        self.cached_folder()
         parts = [self._meta["content"], self.limit]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Refuse what are not the numbers of graphs of three generated splits."""
+    if len(sizes) != len(SPLITS) or min(sizes) < 1:
+        raise DataError(
+            "Expected three positive numbers of graphs (train, validation, test), but "
+            f"data.generated_size is {list(sizes)}."
+        )

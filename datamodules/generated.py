@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch_geometric.data import Data
 
-from datamodules.cached import SPLITS, CachedDataModule
+from datamodules.cached import SPLITS, CachedDataModule, check_sizes
 from datamodules.errors import DataError
 from datamodules.graph_cache import CachePlan, GraphTable
 
@@ -46,11 +46,7 @@ class GeneratedDataModule(CachedDataModule):
                 f"These data are generated, there are no {source!r} ones: set "
                 "data.source=generated."
             )
-        if len(generated_size) != len(SPLITS) or min(generated_size) < 1:
-            raise DataError(
-                "Expected three positive numbers of graphs (train, validation, test), but "
-                f"data.generated_size is {list(generated_size)}."
-            )
+        check_sizes(generated_size)
         self.generated_size, self.seed = tuple(generated_size), seed
         self.pre_transform = pre_transform
 

@@ -6,7 +6,6 @@ names and checksums from https://github.com/vijaydwivedi75/lrgb.
 
 import csv
 import gzip
-import hashlib
 import json
 import logging
 import os
@@ -23,19 +22,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data, Dataset
+from torch_geometric.data import Data
 from torch_geometric.datasets import LRGBDataset
 
 from datamodules import generated_peptides, generated_superpixels
-from datamodules.base import GraphDataModule
+from datamodules.cached import SPLITS, CachedDataModule, check_sizes
 from datamodules.download import check_md5, download
 from datamodules.errors import DataError, DownloadError, one_line
-from datamodules.graph_cache import CachePlan, GraphDataset, GraphTable, damage, ensure, joined_dim
+from datamodules.graph_cache import CachePlan, GraphTable, damage, ensure, joined_dim
 from datamodules.molecules import FEATURE_VERSION, smiles_to_arrays
 
 Source = Literal["official", "generated"]
-
-SPLITS = ("train", "val", "test")
 
 
 def _names(text: str) -> list[str]:
@@ -113,7 +110,7 @@ CSV_URL = {
 _log = logging.getLogger(__name__)
 
 
-class LRGBDataModule(GraphDataModule):
+class LRGBDataModule(CachedDataModule):
     """Train, validation and test graphs of one LRGB task.
 
     Graphs carry x, edge_index, edge_attr, smiles where known, and y or edge_label_index and
@@ -126,17 +123,11 @@ class LRGBDataModule(GraphDataModule):
             else generated with a warning.
         data_dir: folder that may hold `lrgb/peptides-functional/` (the CSV file and its split) or
             `lrgb/<task>/raw/` (PyG's raw files); None takes the environment's DATA_DIR.
-        cache_dir: folder to write to.
-        batch_size: mean number of graphs in a batch.
-        num_workers: loading processes.
-        limit: at most so many graphs a split, evenly spaced; for smoke runs.
         generated_size: graphs in the generated train, validation and test split.
         seed: of the generated graphs.
-        shuffle_seed: of the order of the training graphs.
-        size_jitter: how far training batches mix sizes of graphs, see NodeBudgetSampler.
         pre_transform: a PyG transform of whole batches whose results are cached with the graphs,
             see `GraphTable.transformed`; its `repr` is to name all it depends on.
-        batch_transform: of every batch, in the process that loads it.
+        cached: see CachedDataModule.
 
     Attributes:
         source_used: "official" or "generated", known after `prepare_data()` or `setup()`.
@@ -154,18 +145,12 @@ class LRGBDataModule(GraphDataModule):
         task: str,
         source: Literal["auto", "official", "generated"] = "auto",
         data_dir: str | Path | None = None,
-        cache_dir: str | Path = "data",
-        batch_size: int = 16,
-        num_workers: int = 0,
-        limit: int | None = None,
         generated_size: Sequence[int] = (10873, 2331, 2331),
         seed: int = 0,
-        shuffle_seed: int = 0,
-        size_jitter: float = 0.1,
         pre_transform: Callable[[Data], Data] | None = None,
-        batch_transform: Callable[[Batch], Batch] | None = None,
+        **cached: Any,
     ):
-        super().__init__(batch_size, num_workers, shuffle_seed, size_jitter, batch_transform)
+        super().__init__(**cached)
         if task not in TASKS:
             raise DataError(
                 f"There is no LRGB task {task!r}: set data.task to one of {', '.join(TASKS)}."
@@ -180,27 +165,15 @@ class LRGBDataModule(GraphDataModule):
                 f"Only {', '.join(GENERATED_LABELS)} can be generated, not {task}: set "
                 "data.source=official."
             )
-        if limit is not None and limit < 1:
-            raise DataError(
-                f"Expected a positive number of graphs or null, but data.limit is {limit}."
-            )
-        if len(generated_size) != len(SPLITS) or min(generated_size) < 1:
-            raise DataError(
-                "Expected three positive numbers of graphs (train, validation, test), but "
-                f"data.generated_size is {list(generated_size)}."
-            )
+        check_sizes(generated_size)
         self.task = task
         self.source = source
         data_dir = data_dir or os.environ.get("DATA_DIR")
         self.data_dir = Path(data_dir).expanduser() if data_dir else None
-        self.cache_dir = Path(cache_dir).expanduser()
-        self.limit = limit
         self.pre_transform = pre_transform
         self.seed = seed
         self.generated_size = tuple(generated_size)
         self.source_used: Source | None = None
-        self._folder: Path | None = None
-        self._meta: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Make sure that the cache holds the data; called by one process a machine.
@@ -211,10 +184,10 @@ class LRGBDataModule(GraphDataModule):
         if self._folder is not None:
             return
         if self.source != "auto":
-            self._use(self.source, ensure(self._plan(self.source)))
+            self._use_source(self.source, ensure(self._plan(self.source)))
             return
         try:
-            self._use("official", ensure(self._plan("official")))
+            self._use_source("official", ensure(self._plan("official")))
         except DownloadError as error:
             if self.task not in GENERATED_LABELS:
                 raise
@@ -223,29 +196,7 @@ class LRGBDataModule(GraphDataModule):
                 f"published ones, because the official data cannot be had: {error}",
                 stacklevel=2,
             )
-            self._use("generated", ensure(self._plan("generated")))
-
-    def setup(self, stage: str | None = None) -> None:
-        """Open the three splits, memory-mapped.
-
-        Raises:
-            DataError: nothing was prepared, in this process or by another.
-        """
-        folder = self.cached_folder()
-        if hasattr(self, "train_dataset"):
-            return
-        for split in SPLITS:
-            # Every process maps the same pages, so that a large task is in memory once.
-            saved = torch.load(folder / f"{split}.pt", mmap=True, weights_only=True)
-            dataset: Dataset = GraphDataset(GraphTable(**saved))
-            if self.limit is not None and self.limit < len(dataset):
-                kept = torch.arange(self.limit) * len(dataset) // self.limit
-                dataset = dataset.index_select(kept)
-            setattr(self, f"{split}_dataset", dataset)
-
-    def num_nodes(self, dataset: GraphDataset) -> Tensor:
-        """int64 [graphs]: nodes of each graph of a split."""
-        return dataset.num_nodes
+            self._use_source("generated", ensure(self._plan("generated")))
 
     @property
     def label_names(self) -> list[str]:
@@ -256,16 +207,9 @@ class LRGBDataModule(GraphDataModule):
                 return list(GENERATED_LABELS[self.task])
         return list(TASKS[self.task].labels)
 
-    @property
-    def fingerprint(self) -> str:
-        """12 hex digits that are equal for equal graphs in equal splits under an equal limit."""
-        self.cached_folder()
-        parts = [self._meta["content"], self.limit]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-    def _use(self, source: Source, folder: Path) -> None:
-        self.source_used, self._folder = source, folder
-        self._meta = json.loads((folder / "meta.json").read_text())
+    def _use_source(self, source: Source, folder: Path) -> None:
+        self.source_used = source
+        self._use(folder)
 
     def cached_folder(self) -> Path:
         """The cached folder, also where another process has prepared it."""
@@ -277,7 +221,7 @@ class LRGBDataModule(GraphDataModule):
             except DataError:  # say below what to do instead
                 continue
             if damage(folder) is None:
-                self._use(source, folder)
+                self._use_source(source, folder)
                 return folder
         raise DataError(
             f"No prepared data for {self.task} in {self.cache_dir}: call prepare_data() first."
