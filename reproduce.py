@@ -149,13 +149,14 @@ def tune(
         outcome = carry_out(
             runs, runs_dir, title=title, alone=claim.alone, minutes=claim.minutes / 2
         )
-        record["tried"] = [entry for entry in known if entry["arm"] not in arms] + [
+        tried = [entry for entry in known if entry["arm"] not in arms] + [
             {"arm": run.arm, "setting": run.chosen, "seed": run.seed, "key": run.key}
             | ({"error": outcome.failures[run.key]} if run.key in outcome.failures else {})
             | {"validation": outcome.reports.get(run.key, {}).get("selected")}
             | {"commit": outcome.reports.get(run.key, {}).get("commit")}
             for run in runs
         ]
+        record["tried"] = [entry for arm in claim.arms for entry in tried if entry["arm"] == arm]
         record["best"] = best_settings(claim, record["tried"])
     if claim.pace:
         runs = planner.pace_runs()
