@@ -68,12 +68,14 @@ class Arm:
         experiment: name of a config in configs/experiment.
         study: `_target_` and arguments of a function of `seed` that returns a report.
         overrides: what differs from the experiment's own config.
+        tuned: what tuning found best; for demo scale, as paper scale has the published settings.
         when: further overrides in the cases that bear a label.
     """
 
     experiment: str | None = None
     study: dict[str, Any] | None = None
     overrides: Overrides = field(default_factory=dict)
+    tuned: Overrides = field(default_factory=dict)
     when: dict[str, Overrides] = field(default_factory=dict)
 
 
@@ -100,7 +102,7 @@ class Pace:
 
     Attributes:
         steps: how many are timed.
-        equal: label of the cases in which all arms train for the same time.
+        equal: label of the cases in which all arms train for the same time; at demo scale alone.
         case: where it is measured, one label a factor.
     """
 
@@ -238,6 +240,9 @@ def _claim(name: str, plain: dict[str, Any]) -> Claim:
         factor: {str(label): overrides or {} for label, overrides in labels.items()}
         for factor, labels in plain.get("cases", {}).items()
     }
+    if pace and plain["scale"] != "demo":
+        for labels in labelled.values():
+            labels.pop(pace["equal"], None)
     statistics = []
     for statistic in plain["statistics"]:
         rivals = statistic.get("rivals", ())
@@ -328,6 +333,7 @@ class Planner:
     ) -> Run:
         what = self.claim.arms[arm]
         overrides = self.claim.overrides | what.overrides
+        overrides |= what.tuned if self.claim.scale == "demo" else {}
         for factor, label in case.items():
             overrides |= self.claim.cases[factor][label] | what.when.get(label, {})
         overrides |= chosen | (last or {})
