@@ -8,7 +8,8 @@ python reproduce.py results                 (or: make results)
 import argparse
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -16,15 +17,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from datamodules.errors import DataError
 from errors import UserError, one_sentence_errors
 from ledger import render
-from ledger.claim import Claim, Planner, Run, claim_names, load_claim
+from ledger.claim import Claim, Planner, Run, claim_names, combinations, load_claim
 from ledger.runner import Outcome, carry_out
 from ledger.statistics import cells, estimates, verdict
 from report import provenance, save
-from train import SCALES, prepare_process
+from train import SCALES, prepare_process, require_device
 
 RESULTS = Path(__file__).parent / "results"
+SMOKE_RESULTS = Path("runs/claims/results")
 SAME_TIME = 0.05
 """By how much the training times of arms may differ that are called equal."""
 
@@ -40,7 +43,7 @@ def reproduce(
 
     Args:
         claim: what is tested.
-        seeds: instead of the protocol's; the verdict is then inconclusive unless all are there.
+        seeds: some of the protocol's; the verdict is then inconclusive, in a file of its own.
         trainer: config of configs/trainer.
         runs_dir: where runs are kept, and found again.
         results_dir: where `claims/<name>-<scale>.json` is written and tuning is read.
@@ -48,16 +51,19 @@ def reproduce(
     Raises:
         UserError: the claim was not tuned, or is not as it was tuned.
     """
-    seeds = tuple(seeds) if seeds else claim.seeds
+    seeds = claim.seeds if seeds is None else tuple(seeds)
     planner = Planner(claim, trainer)
     runs = planner.test_runs(seeds)
+    for run in runs:
+        if "trainer" in run.config:
+            require_device(run.config.trainer.accelerator)
     tuning = read_tuning(claim, results_dir)
     require_tuned(claim, runs, tuning)
     title = f"{claim.name} ({claim.scale})"
     outcome = carry_out(runs, runs_dir, title=title, alone=claim.alone, minutes=claim.minutes)
     require_whole_epochs(claim, runs, outcome)
     result = assemble(claim, seeds, runs, outcome, tuning)
-    short = "" if set(claim.seeds) <= set(seeds) else f"-{len(seeds)}-seeds"
+    short = "" if seeds == claim.seeds else f"-seeds-{'-'.join(map(str, seeds))}"
     path = results_dir / "claims" / f"{claim.name}-{claim.scale}{short}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, result)
@@ -74,21 +80,17 @@ def assemble(
     tuning: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The claim's JSON: verdict, statistics, table, every report, tuning and provenance."""
-    found = estimates(claim, runs, outcome.reports)
     failures = [
         {"run": run.label, "key": run.key, "error": outcome.failures[run.key]}
         for run in runs
         if run.key in outcome.failures
     ]
-    word, why = verdict(found, len(failures), seeds, claim.seeds)
+    judged = judge(claim, seeds, runs, outcome.reports)
     reports = list(outcome.reports.values())
     return {
         "claim": claim.to_json(),
-        "verdict": word,
-        "why": why,
         "seeds": seeds,
-        "statistics": [asdict(estimate) for estimate in found],
-        "table": [cell.to_json() for cell in cells(claim, runs, outcome.reports, claim.metric)],
+        **judged,
         "failures": failures,
         "runs": [
             {"arm": run.arm, "case": run.case, "seed": run.seed, "chosen": run.chosen}
@@ -101,20 +103,48 @@ def assemble(
             "devices": sorted({report["device"] for report in reports}),
             "sources": sorted({report["data"]["source"] for report in reports if "data" in report}),
             "commits of runs": sorted({str(report["commit"]) for report in reports}),
+            "versions of runs": unique(report["versions"] for report in reports),
         },
     }
 
 
-def verdict_of(result: dict[str, Any], claim: Claim) -> tuple[str, str]:
-    """The verdict and its reason, computed again from the reports in a claim's JSON."""
+def judge(
+    claim: Claim, seeds: tuple[int, ...], runs: list[Run], reports: Mapping[str, dict]
+) -> dict[str, Any]:
+    """Verdict, statistics and table of a claim: all that follows from its reports."""
+    found = estimates(claim, runs, reports)
+    failed = len({run.key for run in runs} - reports.keys())
+    data = unique(
+        {key: report["data"][key] for key in ("task", "source", "limit", "graphs")}
+        | {"case": run.case}
+        for run in runs
+        if (report := reports.get(run.key)) and "data" in report
+    )
+    word, why = verdict(found, failed, seeds, claim.seeds)
+    if len(data) > len(claim.all_cases()):
+        word, why = "inconclusive", "arms saw different data."
+    return {
+        "verdict": word,
+        "why": why,
+        "statistics": [asdict(estimate) for estimate in found],
+        "table": [cell.to_json() for cell in cells(claim, runs, reports, claim.metric)],
+    }
+
+
+def judge_again(result: dict[str, Any], claim: Claim) -> dict[str, Any]:
+    """`judge` from a claim's JSON alone; what it says must be what stands there."""
     entries = result["runs"]
     runs = [
         Run(e["arm"], e["case"], e["seed"], e["chosen"], OmegaConf.create(), e["key"])
         for e in entries
     ]
     reports = {e["key"]: e["report"] for e in entries if e["report"] is not None}
-    found = estimates(claim, runs, reports)
-    return verdict(found, len(result["failures"]), tuple(result["seeds"]), claim.seeds)
+    return judge(claim, tuple(result["seeds"]), runs, reports)
+
+
+def unique(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each value once, in the order in which they first come."""
+    return list({json.dumps(value, sort_keys=True): value for value in values}.values())
 
 
 def tune(
@@ -143,24 +173,31 @@ def tune(
         raise UserError(f"claim {claim.name} has nothing to tune: no `tune` and no `pace` in it.")
     planner, record = Planner(claim, trainer), {"claim": claim.name, "scale": claim.scale}
     title = f"{claim.name}, tuning"
+    before = read_tuning(claim, results_dir) or {}
     if claim.tune:
-        known = (read_tuning(claim, results_dir) or {}).get("tried", []) if arms else []
         runs = [run for run in planner.tuning_runs() if not arms or run.arm in arms]
         outcome = carry_out(
             runs, runs_dir, title=title, alone=claim.alone, minutes=claim.minutes / 2
         )
-        tried = [entry for entry in known if entry["arm"] not in arms] + [
+        tried = [
             {"arm": run.arm, "setting": run.chosen, "seed": run.seed, "key": run.key}
             | ({"error": outcome.failures[run.key]} if run.key in outcome.failures else {})
             | {"validation": outcome.reports.get(run.key, {}).get("selected")}
             | {"commit": outcome.reports.get(run.key, {}).get("commit")}
             for run in runs
         ]
-        record["tried"] = [entry for arm in claim.arms for entry in tried if entry["arm"] == arm]
+        kept = [e for e in before.get("tried", []) if arms and e["arm"] not in arms]
+        keys = {entry["key"] for entry in [*tried, *kept]}
+        # What was tried earlier, on another grid or with other code, was tried all the same.
+        earlier = [*before.get("earlier", []), *before.get("tried", [])]
+        record["earlier"] = unique(entry for entry in earlier if entry["key"] not in keys)
+        record["tried"] = [e for arm in claim.arms for e in [*kept, *tried] if e["arm"] == arm]
         record["best"] = best_settings(claim, record["tried"])
     if claim.pace:
         runs = planner.pace_runs()
-        outcome = carry_out(runs, runs_dir, title=f"{claim.name}, pace", alone=True, minutes=1)
+        outcome = carry_out(
+            runs, runs_dir, title=f"{claim.name}, pace", alone=True, minutes=3, anew=True
+        )
         _require_all(runs, outcome)
         record["seconds_per_step"] = {
             run.arm: outcome.reports[run.key]["seconds_per_step"] for run in runs
@@ -186,7 +223,7 @@ def best_settings(claim: Claim, tried: list[dict[str, Any]]) -> dict[str, dict[s
         scores: dict[str, list[float | None]] = {}
         for entry in tried:
             if entry["arm"] == arm:
-                value = entry["validation"]["value"] if entry["validation"] else None
+                value = (entry["validation"] or {}).get("value")
                 scores.setdefault(json.dumps(entry["setting"]), []).append(value)
         means = {setting: fmean(v) for setting, v in scores.items() if None not in v}
         if not means:
@@ -213,27 +250,40 @@ def require_tuned(claim: Claim, runs: list[Run], tuning: dict[str, Any] | None) 
     """
     if claim.scale != "demo" or (claim.tune is None and claim.pace is None):
         return
+    advice = f"run `make tune CLAIM={claim.name}` and write the best settings into its arms."
     if tuning is None:
-        raise UserError(
-            f"claim {claim.name} is not tuned: run `make tune CLAIM={claim.name}` and write the "
-            "best settings into its arms."
-        )
-    for run in runs:
-        for key, best in tuning.get("best", {}).get(run.arm, {}).items():
-            has = OmegaConf.select(run.config, key.removeprefix("+"))
-            if has != best:
+        raise UserError(f"claim {claim.name} is not tuned: {advice}")
+    if claim.tune:
+        asked = [
+            {"arm": arm, "setting": setting, "seed": seed}
+            for arm in claim.arms
+            for seed in claim.tune.seeds
+            for setting in combinations(claim.tune.grid)
+        ]
+        tried = [{key: e[key] for key in ("arm", "setting", "seed")} for e in tuning["tried"]]
+        if unique(sorted(asked, key=json.dumps)) != unique(sorted(tried, key=json.dumps)):
+            raise UserError(f"claim {claim.name} was tuned on another grid: {advice}")
+        for arm, best in tuning["best"].items():
+            if claim.arms[arm].tuned != best:
                 raise UserError(
-                    f"arm {run.arm} of claim {claim.name} has {key}={has}, but {best} was best "
-                    "on validation data: write that into the claim, or tune again."
+                    f"arm {arm} of claim {claim.name} has tuned: {claim.arms[arm].tuned}, but "
+                    f"{best} was best on validation data: write that into the claim."
                 )
-    if claim.pace is None:
-        return
+    if claim.pace:
+        require_equal_time(claim, runs, tuning)
+
+
+def require_equal_time(claim: Claim, runs: list[Run], tuning: dict[str, Any]) -> None:
+    """Refuse a comparison at equal time in which, at the measured paces, times differ."""
+    assert claim.pace is not None
+    paces = tuning.get("seconds_per_step", {})
+    if paces.keys() != claim.arms.keys():
+        raise UserError(f"claim {claim.name} has no pace of every arm: run `make tune` again.")
     seconds = {}
     for run in runs:
         if claim.pace.equal in run.case.values():
             trainer = run.config.trainer
-            steps = trainer.max_epochs * trainer.limit_train_batches
-            seconds[run.arm] = steps * tuning["seconds_per_step"][run.arm]
+            seconds[run.arm] = trainer.max_epochs * trainer.limit_train_batches * paces[run.arm]
     middle = fmean(seconds.values())
     for arm, second in seconds.items():
         if not math.isclose(second, middle, rel_tol=SAME_TIME):
@@ -247,7 +297,7 @@ def require_whole_epochs(claim: Claim, runs: list[Run], outcome: Outcome) -> Non
     """Refuse a comparison at equal time in which an arm had fewer batches than it was to take."""
     for run in runs:
         report = outcome.reports.get(run.key)
-        if report is None or claim.pace is None or claim.pace.equal not in run.case.values():
+        if not report or not claim.pace or claim.pace.equal not in run.case.values():
             continue
         trainer = run.config.trainer
         asked = trainer.max_epochs * trainer.limit_train_batches
@@ -265,14 +315,20 @@ def _require_all(runs: list[Run], outcome: Outcome) -> None:
 
 
 def parse_seeds(text: str | None, claim: Claim) -> tuple[int, ...] | None:
-    """`3` means the protocol's first three seeds, `0,4` means these."""
+    """`3` means the protocol's first three seeds, `0,4` means these two of it."""
     if not text:
         return None
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"SEEDS is a number or a list such as 0,1,2, got {text!r}.") from None
-    return claim.seeds[: numbers[0]] if "," not in text else numbers
+        numbers = ()
+    chosen = claim.seeds[: max(0, numbers[0])] if len(numbers) == 1 else numbers
+    if not chosen or not set(chosen) <= set(claim.seeds) or len(set(chosen)) < len(chosen):
+        raise UserError(
+            f"SEEDS is a number of seeds, or some of the protocol's {claim.seeds} such as 0,1; "
+            f"got {text!r}."
+        )
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -291,15 +347,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("results")
     given = parser.parse_args(arguments)
     prepare_process()
+    failed = []
     if given.command != "results":
         names = claim_names() if given.claim == "all" else [given.claim]
+        # What a few seconds show is no result.
+        results = SMOKE_RESULTS if given.scale == "smoke" else RESULTS
         for name in names:
-            claim = load_claim(name, given.scale)
-            if given.command == "reproduce":
-                reproduce(claim, parse_seeds(given.seeds, claim), given.trainer)
-            elif given.claim != "all" or claim.tune or claim.pace:
-                tune(claim, given.trainer, given.arms)
+            try:
+                claim = load_claim(name, given.scale)
+                if given.command == "reproduce":
+                    seeds = parse_seeds(given.seeds, claim)
+                    reproduce(claim, seeds, given.trainer, results_dir=results)
+                elif len(names) == 1 or claim.tune or claim.pace:
+                    tune(claim, given.trainer, given.arms, results_dir=results)
+            except (UserError, DataError) as error:
+                if len(names) == 1:
+                    raise
+                print(f"error: {name}: {error}", file=sys.stderr)
+                failed.append(name)
     render.all_results(RESULTS)
+    if failed:
+        raise UserError(f"{len(failed)} of the claims could not be tested: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -279,6 +279,15 @@ def _check(claim: Claim, path: Path) -> None:
     for arm, what in claim.arms.items():
         if (what.experiment is None) is (what.study is None):
             raise UserError(f"{path}: arm {arm} must name an experiment or a study, not both.")
+    labels = {label for factor in claim.cases.values() for label in factor}
+    for arm, what in claim.arms.items():
+        # The label of equal times is there at demo scale alone.
+        unknown = what.when.keys() - labels - {claim.pace.equal if claim.pace else None}
+        if unknown:
+            raise UserError(f"{path}: arm {arm} differs when {unknown}, which no case bears.")
+    for part in (claim.tune, claim.pace):
+        if part and part.case not in claim.all_cases():
+            raise UserError(f"{path}: {part.case} is no case of the claim.")
     if claim.tune and set(claim.tune.seeds) & set(claim.seeds):
         raise UserError(f"{path}: a seed is both tuned and tested on.")
 

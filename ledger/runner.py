@@ -21,13 +21,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from errors import explain
-from ledger.claim import Run
+from errors import UserError, explain
+from ledger.claim import Run, key_of
 from report import device_name, provenance, save
 from train import train
 
@@ -52,7 +52,13 @@ def folder_of(run: Run, runs_dir: Path) -> Path:
 
 
 def carry_out(
-    runs: Iterable[Run], runs_dir: Path, *, title: str, alone: bool, minutes: float
+    runs: Iterable[Run],
+    runs_dir: Path,
+    *,
+    title: str,
+    alone: bool,
+    minutes: float,
+    anew: bool = False,
 ) -> Outcome:
     """Do the runs that are not done, and return the reports of all.
 
@@ -60,14 +66,33 @@ def carry_out(
         runs: what is wanted; runs of equal keys are one.
         runs_dir: where their folders are.
         title: what the progress display calls them.
-        alone: one at once, because a time is measured; otherwise as many side by side as there
-            are cores, or GPUs. A run has one thread.
+        alone: one at once and never from a checkpoint, because a time is measured; otherwise as
+            many side by side as there are cores, or GPUs. A run has one thread.
         minutes: about how long all of them take, shown until the first is finished.
+        anew: also do what is done.
     """
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(runs_dir / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"Waiting for another command that is at work in {runs_dir} …", flush=True)
+        lock.acquire()
+    try:
+        return _carry_out(list(runs), runs_dir, title, alone, minutes, anew)
+    finally:
+        lock.release()
+
+
+def _carry_out(
+    runs: list[Run], runs_dir: Path, title: str, alone: bool, minutes: float, anew: bool
+) -> Outcome:
     wanted = {run.key: run for run in runs}
     outcome = Outcome()
     missing = []
     for run in wanted.values():
+        if anew:
+            shutil.rmtree(folder_of(run, runs_dir), ignore_errors=True)
         report = _read(folder_of(run, runs_dir))
         if report is None:
             missing.append(run)
@@ -82,7 +107,7 @@ def carry_out(
         while waiting or running:
             while waiting and slots:
                 run, slot = waiting.pop(), slots.pop()
-                process = _start(run, folder_of(run, runs_dir), slot)
+                process = _start(run, folder_of(run, runs_dir), slot, resume=not alone)
                 running[process.sentinel] = (run, slot, process, time.monotonic())
                 progress.show(entry[0] for entry in running.values())
             for sentinel in wait(list(running), timeout=5):
@@ -109,35 +134,37 @@ def carry_out(
 def _slots(config: DictConfig, alone: bool) -> list[dict[str, str]]:
     """The environment of each process that may run beside others."""
     on_gpu = "trainer" in config and config.trainer.accelerator != "cpu"
-    gpus = torch.cuda.device_count() if on_gpu else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count() if on_gpu else 0
+    gpus = visible[:count] if any(visible) else range(count)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    places = [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in range(gpus)] or [{}] * (cores or 1)
+    places = [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in gpus] or [{}] * (cores or 1)
     return places[:1] if alone else places
 
 
-def _start(run: Run, folder: Path, slot: dict[str, str]) -> BaseProcess:
+def _start(run: Run, folder: Path, slot: dict[str, str], resume: bool) -> BaseProcess:
     # Forked from a server that imports once, so that a short training is not mostly imports.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ledger.runner"])
     resolved = OmegaConf.to_container(run.config, resolve=False)
-    process = context.Process(target=work, args=(resolved, folder, slot))
+    process = context.Process(target=work, args=(resolved, run.key, folder, slot, resume))
     process.start()
     return process
 
 
-def work(config: dict, folder: Path, slot: dict[str, str]) -> None:
+def work(config: dict, key: str, folder: Path, slot: dict[str, str], resume: bool) -> None:
     """Do one run in its folder, or go on with it; the body of a run's process."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its runs itself
     os.environ.update(slot)
     # One thread whatever the machine and however many runs there are: sums in one order.
     torch.set_num_threads(1)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if _read(folder) is not None:
             return
         last = folder / "checkpoints" / "last.ckpt"
-        if not last.is_file():
+        resume = resume and last.is_file()
+        if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         (folder / "error.txt").unlink(missing_ok=True)
@@ -145,12 +172,21 @@ def work(config: dict, folder: Path, slot: dict[str, str]) -> None:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             try:
-                _execute(OmegaConf.create(config), folder, last if last.is_file() else None)
+                _execute(OmegaConf.create(config), folder, last if resume else None)
+                _require_same_code(config, key)
             except Exception as error:
                 traceback.print_exc()
                 sentence = explain(error) or f"{type(error).__name__}: {error}".splitlines()[0]
                 (folder / "error.txt").write_text(sentence)
+                (folder / "report.json").unlink(missing_ok=True)
                 sys.exit(1)
+
+
+def _require_same_code(config: dict, key: str) -> None:
+    """Refuse what was measured while the code it names was being changed."""
+    resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    if key_of(resolved) != key:
+        raise UserError("the code changed while claims were being tested: leave it, or use a copy.")
 
 
 def _die_with_parent() -> None:

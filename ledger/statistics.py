@@ -46,7 +46,8 @@ class Estimate:
         low, high: bounds of the 95 % t interval (of the logarithm, for a ratio); None with one
             seed.
         said: whether the whole interval satisfies the claim's bound (`holds`), none of it
-            (`fails`), or part of it (`open`); `shown` where there is no bound.
+            (`fails`), or part of it (`open`); `shown` where there is no bound, `missing` where a
+            number is missing. One seed of a training has no interval, so it is `open`.
     """
 
     name: str
@@ -85,7 +86,13 @@ def best_on_validation(runs: list[Run], reports: Mapping[str, dict], maximise: b
     """The run with the best selection metric on validation data; the first of equals."""
     if len(runs) == 1:
         return runs[0]
-    return (max if maximise else min)(runs, key=lambda run: reports[run.key]["selected"]["value"])
+
+    def score(run: Run) -> float:
+        value = reports[run.key]["selected"]["value"]
+        worst = -math.inf if maximise else math.inf  # null stands for a value that is not finite
+        return worst if value is None else value
+
+    return (max if maximise else min)(runs, key=score)
 
 
 def look_up(report: Mapping[str, Any], place: str) -> float | None:
@@ -106,16 +113,19 @@ def estimates(claim: Claim, runs: list[Run], reports: Mapping[str, dict]) -> lis
             ours = by_place[statistic.ours, tuple(case.items())]
             for rival in statistic.rivals or (None,):
                 theirs = by_place[rival, tuple(case.items())] if rival else None
-                found.append(estimate(statistic, ours, theirs, claim.maximise))
+                exact = claim.arms[statistic.ours].study is not None
+                found.append(estimate(statistic, ours, theirs, claim.maximise, exact))
     return found
 
 
-def estimate(statistic: Statistic, ours: Cell, theirs: Cell | None, maximise: bool) -> Estimate:
-    """One statistic from two cells, paired by seed."""
+def estimate(
+    statistic: Statistic, ours: Cell, theirs: Cell | None, maximise: bool, exact: bool = False
+) -> Estimate:
+    """One statistic from two cells, paired by seed; `exact` where one seed says all."""
     numbers = []
     for seed, value in ours.values.items():
         pair = (value, theirs.values[seed] if theirs else 0.0)
-        if None in pair:
+        if None in pair or (statistic.kind == "ratio" and min(pair) <= 0):
             return _estimate(statistic, ours, theirs, None, None, None, "missing")
         numbers.append(_number(statistic.kind, *pair, maximise))
     mean = fmean(numbers)
@@ -127,7 +137,10 @@ def estimate(statistic: Statistic, ours: Cell, theirs: Cell | None, maximise: bo
     if statistic.kind == "ratio":
         bounds = [None if bound is None else math.exp(bound) for bound in bounds]
     value, low, high = bounds
-    return _estimate(statistic, ours, theirs, value, low, high, said(statistic, value, low, high))
+    word = said(statistic, value, low, high)
+    if half is None and word != "shown" and not exact:
+        word = "open"
+    return _estimate(statistic, ours, theirs, value, low, high, word)
 
 
 def _number(kind: str, ours: float, theirs: float, maximise: bool) -> float:

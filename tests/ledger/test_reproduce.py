@@ -1,21 +1,25 @@
 """Claims carried out: reused, killed and continued, crashed, tuned, rendered."""
 
-import copy
+import dataclasses
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import reproduce
 from errors import UserError
 from ledger import render
-from ledger.claim import load_claim
+from ledger.claim import Planner, load_claim
+from ledger.runner import carry_out, folder_of
 from tests.ledger.conftest import SMALL, write_claim
 from tests.running import ROOT
 
@@ -146,8 +150,9 @@ def test_fewer_seeds_are_inconclusive_and_do_not_replace_the_result(small, tmp_p
     result = reproduce.reproduce(small, (1,), None, tmp_path / "runs", tmp_path / "results")
     assert result["verdict"] == "inconclusive"
     assert "1 of the protocol's 2 seeds" in result["why"]
+    assert {estimate["said"] for estimate in result["statistics"]} == {"open"}
     assert [p.name for p in (tmp_path / "results/claims").glob("*.json")] == [
-        "small-smoke-1-seeds.json"
+        "small-smoke-seeds-1.json"
     ]
 
 
@@ -189,17 +194,21 @@ def test_tuning_records_what_it_tried_and_binds_the_claim(claims, tmp_path):
             for value in (0.5, 0.999)
         }
         assert record["best"][arm] == {"callbacks.ema.decay": max(mean, key=mean.get)}
+    other = claims / "small.yaml"
+    other.write_text(other.read_text().replace("[0.5, 0.999]", "[0.5, 0.9]"))
+    moved = reproduce.tune(load_claim("small", "smoke"), None, (), tmp_path / "runs", results)
+    assert {e["setting"]["callbacks.ema.decay"] for e in moved["earlier"]} == {0.999}
+    write_claim(claims, text)
     demo = load_claim("small", "demo")
-    runs = reproduce.Planner(demo).test_runs((0,))
     with pytest.raises(UserError, match="not tuned"):
-        reproduce.require_tuned(demo, runs, None)
-    agreed = copy.deepcopy(record) | {
-        "best": {arm: {"callbacks.ema.decay": 0.5} for arm in demo.arms}
-    }
-    reproduce.require_tuned(demo, runs, agreed)
-    agreed["best"]["narrow"]["callbacks.ema.decay"] = 0.999
-    with pytest.raises(UserError, match=r"arm narrow .* 0\.999 was best"):
-        reproduce.require_tuned(demo, runs, agreed)
+        reproduce.require_tuned(demo, [], None)
+    with pytest.raises(UserError, match="another grid"):
+        reproduce.require_tuned(demo, [], moved)
+    with pytest.raises(UserError, match=r"arm narrow .* was best"):
+        reproduce.require_tuned(demo, [], record | {"best": {"narrow": {"some": 1}}})
+    for arm in demo.arms:
+        demo.arms[arm].tuned.update(record["best"][arm])
+    reproduce.require_tuned(demo, [], record)
 
 
 def test_equal_time_is_checked_against_the_measured_pace(claims, tmp_path):
@@ -220,9 +229,60 @@ def test_equal_time_is_checked_against_the_measured_pace(claims, tmp_path):
 def test_seeds_on_the_command_line(small):
     assert reproduce.parse_seeds(None, small) is None
     assert reproduce.parse_seeds("1", small) == (0,)
-    assert reproduce.parse_seeds("4,5", small) == (4, 5)
-    with pytest.raises(UserError, match="SEEDS"):
-        reproduce.parse_seeds("some", small)
+    assert reproduce.parse_seeds("1,0", small) == (1, 0)
+    for text in ("some", "0", "-1", "0,0", "0,7"):
+        with pytest.raises(UserError, match="SEEDS"):
+            reproduce.parse_seeds(text, small)
+
+
+def test_all_claims_are_tried_though_one_cannot_be(claims, tmp_path, monkeypatch):
+    text = SMALL.replace("CACHE", str(tmp_path / "data")).replace("[1e-3, 1e-2]", "[1e-2]")
+    write_claim(claims, text, "good")
+    write_claim(claims, text.replace("model.width: 4", "model.breadth: 4"), "bad")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    with pytest.raises(UserError, match="1 of the claims could not be tested: bad"):
+        reproduce.main(["reproduce", "all", "--scale", "smoke"])
+    smoke = tmp_path / "runs/claims/results/claims"
+    assert [path.name for path in smoke.glob("*.json")] == ["good-smoke.json"]
+    assert not list((tmp_path / "results").glob("claims/*"))
+
+
+def test_a_run_whose_code_changed_meanwhile_does_not_count(small, tmp_path):
+    run = reproduce.Planner(small).test_runs((0,))[0]
+    changed = dataclasses.replace(run, key="0" * 12)
+    outcome = carry_out([changed], tmp_path, title="changed", alone=False, minutes=1)
+    assert "the code changed" in outcome.failures[changed.key]
+    assert not list(tmp_path.glob("*/report.json"))
+
+
+def test_what_is_timed_runs_alone_and_never_from_a_checkpoint(small, tmp_path):
+    runs = reproduce.Planner(small).test_runs((0,))[:3]
+    half = folder_of(runs[0], tmp_path)
+    (half / "checkpoints").mkdir(parents=True)
+    (half / "checkpoints/last.ckpt").write_text("would not load")
+    outcome = carry_out(runs, tmp_path, title="timed", alone=True, minutes=1)
+    assert not outcome.failures
+    spans = sorted(
+        (path.with_name("config.yaml").stat().st_mtime, path.stat().st_mtime)
+        for path in tmp_path.glob("*/report.json")
+    )
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    again = carry_out(runs, tmp_path, title="anew", alone=True, minutes=1, anew=True)
+    assert all(
+        again.reports[k]["finished"] >= outcome.reports[k]["finished"] for k in again.reports
+    )
+    assert again.reports != outcome.reports
+
+
+def test_a_second_command_waits_for_the_first(small, tmp_path, capsys):
+    runs = reproduce.Planner(small).test_runs((0,))[:1]
+    lock = FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(1.0, lock.release).start()
+    assert not carry_out(runs, tmp_path, title="second", alone=False, minutes=1).failures
+    assert "Waiting for another command" in capsys.readouterr().out
 
 
 RESULTS = ROOT / "results"
@@ -241,13 +301,26 @@ def test_a_figure_is_of_its_json(stem):
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_committed_verdict_follows_from_its_reports(stem):
-    """The statistics and the verdict, computed again from the reports in the JSON."""
+def test_a_committed_verdict_follows_from_its_reports(stem, monkeypatch):
+    """Statistics, table and verdict, computed again from the reports, which are the protocol's."""
+    monkeypatch.setattr(Planner, "_source", lambda self, data: "generated")
     result = json.loads((RESULTS / "claims" / f"{stem}.json").read_text())
     claim = load_claim(result["claim"]["name"], result["claim"]["scale"])
     assert result["claim"] == json.loads(json.dumps(claim.to_json())), "the claim has changed"
-    again = reproduce.verdict_of(result, claim)
-    assert (result["verdict"], result["why"]) == again
+    again = json.loads(json.dumps(reproduce.judge_again(result, claim)))
+    assert {key: result[key] for key in again} == again
+
+    def places(runs: list) -> list:
+        return [json.dumps([r["arm"], r["case"], r["seed"], r["chosen"]]) for r in runs]
+
+    protocol = [vars(run) for run in Planner(claim).test_runs(claim.seeds)]
+    assert places(result["runs"]) == places(protocol)
+    failed = {run["key"] for run in result["runs"] if run["report"] is None}
+    assert {failure["key"] for failure in result["failures"]} == failed
+
+
+def test_there_are_results():
+    assert STEMS
 
 
 def test_a_changed_number_is_noticed(finished, tmp_path):

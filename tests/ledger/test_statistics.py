@@ -50,7 +50,18 @@ def test_a_ratio_is_a_geometric_mean():
 )
 def test_a_bound_asks_for_the_whole_interval(bound, values, said):
     statistic = Statistic("rounds", "value", "a", **bound)
-    assert estimate(statistic, cell("a", *values), None, maximise=True).said == said
+    assert estimate(statistic, cell("a", *values), None, True, exact=True).said == said
+
+
+def test_one_seed_of_a_training_decides_nothing():
+    statistic = Statistic("rounds", "value", "a", at_least=1)
+    found = estimate(statistic, cell("a", 4.0), None, maximise=True)
+    assert (found.value, found.low, found.said) == (4.0, None, "open")
+
+
+def test_what_has_no_logarithm_is_missing():
+    statistic = Statistic("ratio", "ratio", "a", ("b",))
+    assert estimate(statistic, cell("a", 0.0, 1.0), cell("b", 1.0, 1.0), False).said == "missing"
 
 
 def test_validation_data_choose_and_a_failed_sibling_leaves_nothing_to_choose():
@@ -65,6 +76,8 @@ def test_validation_data_choose_and_a_failed_sibling_leaves_nothing_to_choose():
     }
     assert best_on_validation(runs[:2], reports, maximise=False).key == "b"
     assert best_on_validation(runs[:2], reports, maximise=True).key == "a"
+    diverged = reports | {"a": {"selected": {"value": None}}}
+    assert best_on_validation(runs[:2], diverged, maximise=True).key == "b"
 
     class claim:  # all that `cells` reads of one
         maximise = False
