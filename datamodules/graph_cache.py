@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -18,7 +18,7 @@ from torch_geometric.data import Data, Dataset
 
 from datamodules.errors import DataError, one_line
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raise it with every change of what cached files hold: older ones are then rebuilt."""
 
 GRAPHS_AT_ONCE = 512
@@ -35,12 +35,14 @@ class GraphTable:
         slices: int64 [graphs + 1] per attribute, where each graph starts.
         dtypes: the type each attribute has in a graph, such as "int64".
         smiles: one string a graph, or None where they are not known.
+        derived: names of tensors that a transform computed from the others.
     """
 
     tensors: dict[str, Tensor]
     slices: dict[str, Tensor]
     dtypes: dict[str, str]
     smiles: list[str] | None = None
+    derived: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -106,6 +108,7 @@ class GraphTable:
             tensors=self.tensors | table.tensors,
             slices=self.slices | table.slices,
             dtypes=self.dtypes | table.dtypes,
+            derived=self.derived + list(new),
         )
 
     @property
@@ -114,9 +117,9 @@ class GraphTable:
         return self.slices["x"].diff()
 
     def content(self) -> str:
-        """SHA-256 of the graphs, whatever the file or type that holds them."""
+        """SHA-256 of the graphs, whatever holds them and whatever was derived from them."""
         digest = hashlib.sha256()
-        for key in sorted(self.tensors):
+        for key in sorted(self.tensors.keys() - set(self.derived)):
             for tensor in (self.tensors[key], self.slices[key]):
                 digest.update(f"{key} {self.dtypes[key]} {tuple(tensor.shape)}".encode())
                 digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")

@@ -87,6 +87,7 @@ def test_what_a_transform_adds_is_cached_with_each_graph(csv_data, monkeypatch):
     plain = official("peptides-func", csv_data)
     data = official("peptides-func", csv_data, pre_transform=Degrees())
     assert data._folder != plain._folder
+    assert data.fingerprint == plain.fingerprint
     for split in SPLITS:
         without = getattr(plain, f"{split}_dataset")
         for graph, bare in zip(getattr(data, f"{split}_dataset"), without, strict=True):

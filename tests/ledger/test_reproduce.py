@@ -278,9 +278,15 @@ def test_what_is_timed_runs_alone_and_never_from_a_checkpoint(small, tmp_path):
 
 def test_a_second_command_waits_for_the_first(small, tmp_path, capsys):
     runs = reproduce.Planner(small).test_runs((0,))[:1]
-    lock = FileLock(tmp_path / ".lock", thread_local=False)
-    lock.acquire()
-    threading.Timer(1.0, lock.release).start()
+    at_work = threading.Event()
+
+    def first() -> None:
+        with FileLock(tmp_path / ".lock"):
+            at_work.set()
+            time.sleep(1.0)
+
+    threading.Thread(target=first).start()
+    at_work.wait()
     assert not carry_out(runs, tmp_path, title="second", alone=False, minutes=1).failures
     assert "Waiting for another command" in capsys.readouterr().out
 
