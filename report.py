@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -96,25 +97,23 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor and the number of threads torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU {platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def commit() -> str | None:
-    """The commit of the code, with `-dirty` where the working tree differs.
+    """The commit of the code, with `-dirty` where the working tree, results aside, differs.
 
     Outside git it is the commit that `make gpu-bundle` packed; None where there is neither.
     """
     root = Path(__file__).parent
     if (root / ".git").exists() and shutil.which("git") is not None:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-        if described:
-            return described
+        git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+        head = git(["git", "rev-parse", "HEAD"])
+        if head.returncode == 0:
+            # The first of several claims leaves its JSON, which is nothing that the second runs on.
+            change = git(["git", "diff", "--quiet", "HEAD", "--", ".", ":(exclude)results"])
+            return head.stdout.strip() + ("-dirty" if change.returncode else "")
     bundle = root / "gpu" / "bundle.json"
     if not bundle.is_file():
         return None

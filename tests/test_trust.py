@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import signal
+import subprocess
 
 import pytest
 import torch
 import yaml
 
+import report as report_module
 import runs
 from lit_models.callbacks.checkpoint import AtomicCheckpointIO
 from tests import loopback
@@ -282,3 +284,26 @@ def test_the_last_screen_says_so_when_the_model_is_not_ahead(metric_better, caps
     screen = capsys.readouterr().out
     assert ("x is NOT better than the baseline_atoms" in screen) != metric_better
     assert "NOT better than the constant" not in screen
+
+
+def test_a_changed_tree_is_dirty_unless_results_alone_changed(tmp_path, monkeypatch):
+    def git(*args):
+        person = ("-c", "user.name=x", "-c", "user.email=x@x")
+        done = subprocess.run(
+            ["git", *person, *args], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    monkeypatch.setattr(report_module, "__file__", str(tmp_path / "report.py"))
+    git("init")
+    assert report_module.commit() is None
+    (tmp_path / "results").mkdir()
+    for path in (tmp_path / "code.py", tmp_path / "results/a.json"):
+        path.write_text("before")
+    git("add", "--all")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "results/a.json").write_text("after")
+    assert report_module.commit() == head
+    (tmp_path / "code.py").write_text("after")
+    assert report_module.commit() == f"{head}-dirty"
