@@ -57,12 +57,15 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     measured = config.stash.get(RESULTS, {})
     for name, result in measured.items():
         terminalreporter.section(name)
-        for peer, numbers in result.get("times", {}).items():
-            ms, ratio = numbers["ms"], numbers["ratio"]
-            terminalreporter.write_line(
-                f"{peer:<28}{ms[1]:>10.2f} ms  ({ms[0]:.2f} … {ms[2]:.2f})  x {ratio[1]:<6.2f}"
-                f"{numbers['peak_mib']:>9.1f} MiB"
-            )
+        for row in result.get("rows", [result]):
+            if "leaves" in row:
+                terminalreporter.write_line(f"{row['leaves']:,} leaves")
+            for peer, numbers in row.get("times", {}).items():
+                ms, ratio = numbers["ms"], numbers["ratio"]
+                terminalreporter.write_line(
+                    f"{peer:<28}{ms[1]:>10.2f} ms  ({ms[0]:.2f} … {ms[2]:.2f})  x {ratio[1]:<6.2f}"
+                    f"{numbers['peak_mib']:>9.1f} MiB"
+                )
     if measured:
         path = results_path()
         draw_growth(json.loads(path.read_text()), path.with_name(f"{path.stem}-growth.png"))
