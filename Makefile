@@ -11,8 +11,8 @@ ARGS ?=
 export DATA_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train reproduce tune results resume eval predict test test-slow test-faults benchmark \
-	fit-costs compile-kernels lint tensorboard doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
+.PHONY: help setup train data reproduce tune results resume eval predict test test-slow test-faults benchmark \
+	fit-costs compile-kernels gallery lint tensorboard doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -28,6 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp] [ARGS="seed=1 model.layers=2"]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make train EXP=chimera_lrgb; make list shows all.'; exit 1; }
 	$(RUN_PYTHON) train.py $(filter -%,$(ARGS)) experiment=$(EXP) scale=$(SCALE) trainer=$(TRAINER) $(filter-out -%,$(ARGS))
+
+data: setup ## solve a PDE into one HDF5 file: PDE=… [SCALE=demo] [ARGS="data.equation.viscosity=1e-3"]
+	@test -n "$(PDE)" || { echo 'error: name a file of configs/data/pde, for instance make data PDE=kolmogorov_flow.'; exit 1; }
+	$(RUN_PYTHON) -m tools.generate $(PDE) scale=$(SCALE) $(ARGS)
 
 reproduce tune: setup
 	@test -n "$(CLAIM)" || { echo 'error: name a claim, for instance make $@ CLAIM=edge_star, or CLAIM=all; they stand in results/RESULTS.md.'; exit 1; }
@@ -71,6 +75,9 @@ fit-costs: setup ## fit this machine's cost model of the resolvent's forms
 
 compile-kernels: setup ## compile the Triton kernels for sm_80 and sm_90; none may spill registers: [ARGS=mix]
 	$(RUN_PYTHON) -m kernels.aot $(ARGS)
+
+gallery: setup ## draw a trajectory of every PDE into docs/gallery
+	$(RUN_PYTHON) -m tools.gallery
 
 lint: setup ## check style and formatting
 	$(RUN_PYTHON) -m ruff check .

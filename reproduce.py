@@ -115,7 +115,7 @@ def judge(
     found = estimates(claim, runs, reports)
     failed = len({run.key for run in runs} - reports.keys())
     data = unique(
-        {key: report["data"][key] for key in ("task", "source", "limit", "graphs")}
+        {key: value for key, value in report["data"].items() if key != "fingerprint"}
         | {"case": run.case}
         for run in runs
         if (report := reports.get(run.key)) and "data" in report

@@ -1,6 +1,7 @@
-"""What every data module of graphs offers to training and to reports."""
+"""What every data module offers to training and to reports."""
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -13,29 +14,29 @@ from torch_geometric.data import Batch
 from datamodules.batching import GraphLoader, graph_loader
 
 
-class GraphDataModule(L.LightningDataModule):
-    """Three datasets of torch-geometric graphs, batched by node budget.
+class DataModule(L.LightningDataModule):
+    """Three datasets, in batches whose order a resumed run continues exactly.
 
     A subclass sets `source_used` in `prepare_data` and the three datasets in `setup`.
 
     Args:
-        batch_size: mean number of graphs in a batch.
+        batch_size: mean number of samples in a batch.
         num_workers: loading processes.
-        shuffle_seed: of the order of the training graphs.
-        size_jitter: how far training batches mix sizes of graphs, see NodeBudgetSampler.
+        shuffle_seed: of the order of the training samples.
+        size_jitter: how far training batches mix sizes of samples, see NodeBudgetSampler.
         batch_transform: of every batch, in the process that loads it.
 
     Attributes:
         task: what is predicted, for reports and titles.
         source_used: "official" or "generated", so that neither can pass for the other.
-        limit: cap on the graphs of a split, None for all.
-        label_names: one name per output column, where they have names.
+        limit: cap on the samples of a split, None for all.
+        counted: what reports call samples.
     """
 
+    counted = "samples"
     task: str
     source_used: str
     limit: int | None = None
-    label_names: list[str] = []  # noqa: RUF012 (a default, replaced and never changed)
     train_dataset: Dataset
     val_dataset: Dataset
     test_dataset: Dataset
@@ -46,7 +47,7 @@ class GraphDataModule(L.LightningDataModule):
         num_workers: int = 0,
         shuffle_seed: int = 0,
         size_jitter: float = 0.1,
-        batch_transform: Callable[[Batch], Batch] | None = None,
+        batch_transform: Callable[[Any], Any] | None = None,
     ):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -71,7 +72,7 @@ class GraphDataModule(L.LightningDataModule):
         self._position = state
 
     def train_dataloader(self) -> GraphLoader:
-        """Shuffled batches of the training graphs, from where a resumed run stands."""
+        """Shuffled batches of the training samples, from where a resumed run stands."""
         self._training = self._loader(self.train_dataset, shuffle=True)
         if self._position:
             self._training.load_state_dict(self._position)
@@ -79,16 +80,69 @@ class GraphDataModule(L.LightningDataModule):
         return self._training
 
     def val_dataloader(self) -> GraphLoader:
-        """Batches of the validation graphs, always in the same order."""
+        """Batches of the validation samples, always in the same order."""
         return self._loader(self.val_dataset, shuffle=False)
 
     def test_dataloader(self) -> GraphLoader:
-        """Batches of the test graphs, always in the same order."""
+        """Batches of the test samples, always in the same order."""
         return self._loader(self.test_dataset, shuffle=False)
+
+    def sizes(self, dataset: Dataset) -> Tensor:
+        """int64 [samples]: what the budget of a batch counts; here all samples are alike."""
+        return torch.ones(len(dataset), dtype=torch.int64)
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """12 hex digits, equal for equal samples in equal splits; known after `setup()`."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a report says of the data; equal for runs that may be compared."""
+        return {
+            "task": self.task,
+            "source": self.source_used,
+            "limit": self.limit,
+            self.counted: {
+                "train": len(self.train_dataset),
+                "val": len(self.val_dataset),
+                "test": len(self.test_dataset),
+            },
+            "fingerprint": self.fingerprint,
+        }
+
+    def _loader(self, dataset: Dataset, shuffle: bool) -> GraphLoader:
+        return graph_loader(
+            dataset,
+            self.sizes(dataset),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            seed=self.shuffle_seed,
+            size_jitter=self.size_jitter,
+            num_workers=self.num_workers,
+            transform=self.batch_transform,
+        )
+
+
+class GraphDataModule(DataModule):
+    """Three datasets of torch-geometric graphs, batched by node budget.
+
+    Args:
+        batch_size, num_workers, shuffle_seed, size_jitter, batch_transform: see DataModule.
+
+    Attributes:
+        label_names: one name per output column, where they have names.
+    """
+
+    counted = "graphs"
+    label_names: list[str] = []  # noqa: RUF012 (a default, replaced and never changed)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
         """Without waiting: loaders leave batches for a GPU in page-locked memory."""
         return batch.to(device, non_blocking=True)
+
+    def sizes(self, dataset: Dataset) -> Tensor:
+        return self.num_nodes(dataset)
 
     def num_nodes(self, dataset: Dataset) -> Tensor:
         """int64 [graphs]: nodes of each graph of a split."""
@@ -104,30 +158,3 @@ class GraphDataModule(L.LightningDataModule):
                     digest.update(name.encode())
                     digest.update(value.numpy().tobytes() if isinstance(value, Tensor) else b"")
         return digest.hexdigest()[:12]
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What a report says of the data; equal for runs that may be compared."""
-        return {
-            "task": self.task,
-            "source": self.source_used,
-            "limit": self.limit,
-            "graphs": {
-                "train": len(self.train_dataset),
-                "val": len(self.val_dataset),
-                "test": len(self.test_dataset),
-            },
-            "fingerprint": self.fingerprint,
-        }
-
-    def _loader(self, dataset: Dataset, shuffle: bool) -> GraphLoader:
-        return graph_loader(
-            dataset,
-            self.num_nodes(dataset),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            seed=self.shuffle_seed,
-            size_jitter=self.size_jitter,
-            num_workers=self.num_workers,
-            transform=self.batch_transform,
-        )

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch_geometric.data import Batch, Dataset
 
 from datamodules.base import GraphDataModule
+from datamodules.cache_folder import CachePlan, damage, ensure
 from datamodules.errors import DataError
-from datamodules.graph_cache import CachePlan, GraphDataset, GraphTable, damage, ensure
+from datamodules.graph_cache import GraphDataset, GraphTable
 
 SPLITS = ("train", "val", "test")
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch_geometric.data import Data
 
+from datamodules.cache_folder import CachePlan
 from datamodules.cached import SPLITS, CachedDataModule, check_sizes
 from datamodules.errors import DataError
-from datamodules.graph_cache import CachePlan, GraphTable
+from datamodules.graph_cache import GraphTable, graph_plan
 
 
 class GeneratedDataModule(CachedDataModule):
@@ -64,7 +65,7 @@ class GeneratedDataModule(CachedDataModule):
         if self.pre_transform is not None:
             key["pre_transform"] = repr(self.pre_transform)
         about = {"task": self.task, "source": "generated"}
-        return CachePlan(self.cache_dir / "generated", self.task, key, about, self._build)
+        return graph_plan(self.cache_dir / "generated", self.task, key, about, self._build)
 
     def _build(self, scratch: Path) -> dict[str, GraphTable]:
         tables = {}

@@ -1,22 +1,17 @@
-"""Graphs laid end to end, in a cache folder that is complete and checked or absent."""
+"""Graphs laid end to end, as a data module keeps them in its cache folder."""
 
 import hashlib
-import importlib.metadata
-import json
-import os
-import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch_geometric.data import Data, Dataset
 
-from datamodules.errors import DataError, one_line
+from datamodules.cache_folder import CachePlan, sync
 
 CACHE_FORMAT = 2
 """Raise it with every change of what cached files hold: older ones are then rebuilt."""
@@ -161,109 +156,6 @@ def joined_dim(key: str) -> int:
     return -1 if "index" in key else 0
 
 
-@dataclass(frozen=True)
-class CachePlan:
-    """A cached folder and how to fill it.
-
-    Attributes:
-        parent: folder of the cache.
-        name: start of the folder's name, for people.
-        key: whatever the data depend on, for JSON; another key makes another folder.
-        about: what else `meta.json` notes.
-        build: makes the graphs of every split, given a scratch folder.
-    """
-
-    parent: Path
-    name: str
-    key: dict[str, Any]
-    about: dict[str, Any]
-    build: Callable[[Path], dict[str, GraphTable]]
-
-    @property
-    def folder(self) -> Path:
-        """Holds `<split>.pt`, the fields of a GraphTable, for every split, and `meta.json`."""
-        digest = hashlib.sha256(self.key_text.encode()).hexdigest()
-        return self.parent / f"{self.name}-{digest[:12]}"
-
-    @property
-    def key_text(self) -> str:
-        """The key and the cache's format as JSON, the same for equal keys."""
-        return json.dumps({"format": CACHE_FORMAT, **self.key}, sort_keys=True)
-
-
-def ensure(plan: CachePlan) -> Path:
-    """The plan's folder, filled unless it already is; one process fills it, others wait.
-
-    Raises:
-        DataError: the folder cannot be written, or `plan.build` raised it.
-    """
-    folder = plan.folder
-    if damage(folder) is None:
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
-            wrong = damage(folder)
-            if wrong is None:
-                return folder
-            if folder.exists():
-                warnings.warn(f"{wrong}: it is rebuilt.", stacklevel=3)
-                shutil.rmtree(folder)
-            _write(plan)
-    except OSError as error:
-        raise DataError(
-            f"Cannot prepare the data in {folder.parent} ({one_line(error)}): free some space, "
-            "or set data.cache_dir to a folder that can be written to."
-        ) from error
-    return folder
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a cached folder, None if nothing."""
-    if not folder.exists():
-        return f"{folder} does not exist"
-    try:
-        for name, digest in json.loads((folder / "meta.json").read_text())["sha256"].items():
-            if sha256(folder / name) != digest:
-                return f"The cached file {folder / name} is damaged (SHA-256 differs)"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return f"The cached folder {folder} is damaged ({one_line(error)})"
-    return None
-
-
-def _write(plan: CachePlan) -> None:
-    """Write a sibling, sync it, rename it: whatever happens, the folder is complete or absent."""
-    folder = plan.folder
-    for stale in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    ready, scratch = temporary / "ready", temporary / "scratch"
-    ready.mkdir(parents=True)
-    scratch.mkdir()
-    try:
-        tables = plan.build(scratch)
-        for split, table in tables.items():
-            with (ready / f"{split}.pt").open("wb") as file:
-                torch.save(vars(table), file)
-                _sync(file)
-        meta = {
-            **plan.about,
-            "key": json.loads(plan.key_text),
-            "graphs": {split: len(table.num_nodes) for split, table in tables.items()},
-            "content": {split: table.content() for split, table in tables.items()},
-            "sha256": {f"{split}.pt": sha256(ready / f"{split}.pt") for split in tables},
-            "made_with": {name: _version(name) for name in ("torch", "torch-geometric", "rdkit")},
-        }
-        with (ready / "meta.json").open("w") as file:
-            json.dump(meta, file, indent=1)
-            _sync(file)
-        _sync_folder(ready)
-        os.rename(ready, folder)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _narrow(tensor: Tensor) -> Tensor:
     if tensor.dtype.is_floating_point or tensor.dtype == torch.bool or tensor.numel() == 0:
         return tensor
@@ -274,28 +166,32 @@ def _narrow(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def graph_plan(
+    parent: Path,
+    name: str,
+    key: dict[str, Any],
+    about: dict[str, Any],
+    build: Callable[[Path], dict[str, GraphTable]],
+) -> CachePlan:
+    """The plan of a folder with `<split>.pt`, the fields of a GraphTable, for every split.
+
+    Args:
+        parent, name, key, about: see CachePlan.
+        build: makes the graphs of every split, given a scratch folder.
+    """
+    key = {"format": CACHE_FORMAT, **key}
+    return CachePlan(parent, name, key, about, partial(_fill, build))
 
 
-def _sync(file: IO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _fill(
+    build: Callable[[Path], dict[str, GraphTable]], ready: Path, scratch: Path
+) -> dict[str, Any]:
+    tables = build(scratch)
+    for split, table in tables.items():
+        with (ready / f"{split}.pt").open("wb") as file:
+            torch.save(vars(table), file)
+            sync(file)
+    return {
+        "graphs": {split: len(table.num_nodes) for split, table in tables.items()},
+        "content": {split: table.content() for split, table in tables.items()},
+    }

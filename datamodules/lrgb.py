@@ -26,10 +26,11 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import LRGBDataset
 
 from datamodules import generated_peptides, generated_superpixels
+from datamodules.cache_folder import CachePlan, damage, ensure
 from datamodules.cached import SPLITS, CachedDataModule, check_sizes
 from datamodules.download import check_md5, download
 from datamodules.errors import DataError, DownloadError, one_line
-from datamodules.graph_cache import CachePlan, GraphTable, damage, ensure, joined_dim
+from datamodules.graph_cache import GraphTable, graph_plan, joined_dim
 from datamodules.molecules import FEATURE_VERSION, smiles_to_arrays
 
 Source = Literal["official", "generated"]
@@ -255,7 +256,7 @@ class LRGBDataModule(CachedDataModule):
         if self.pre_transform is not None:
             key["pre_transform"] = repr(self.pre_transform)
             build = partial(self._transformed, build)
-        return CachePlan(self.cache_dir / "lrgb", f"{self.task}-{source}", key, about, build)
+        return graph_plan(self.cache_dir / "lrgb", f"{self.task}-{source}", key, about, build)
 
     def _transformed(
         self, build: Callable[[Path], dict[str, GraphTable]], scratch: Path

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC
 
+from datamodules.cache_folder import CachePlan
 from datamodules.cached import SPLITS, CachedDataModule
 from datamodules.download import download
 from datamodules.errors import DataError, one_line
-from datamodules.graph_cache import CachePlan, GraphTable
+from datamodules.graph_cache import GraphTable, graph_plan
 
 RAW_NAMES = [f"{split}.{kind}" for kind in ("pickle", "index") for split in SPLITS]
 
@@ -63,7 +64,7 @@ class ZINCDataModule(CachedDataModule):
             stats = {name: (self._raw / name).stat() for name in RAW_NAMES}
             key = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
         about = {"task": self.task, "source": "official"}
-        return CachePlan(self.cache_dir / "zinc", "zinc-official", key, about, self._read)
+        return graph_plan(self.cache_dir / "zinc", "zinc-official", key, about, self._read)
 
     def _read(self, scratch: Path) -> dict[str, GraphTable]:
         if not all((self._raw / name).exists() for name in RAW_NAMES):

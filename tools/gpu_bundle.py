@@ -3,7 +3,7 @@
 python -m tools.gpu_bundle [EXPERIMENT …] [OVERRIDE=VALUE …] [--no-wheels]    (or: make gpu-bundle)
 
 It fills gpu/, which works beside a checkout, and writes gpu-bundle.tar.gz, the code and gpu/ in
-one file. gpu/data.tar.gz holds folders of the data modules' own cache (`graph_cache.CachePlan`):
+one file. gpu/data.tar.gz holds folders of the data modules' own cache (`cache_folder.CachePlan`):
 unpacked into data/ they are found there and nothing is read, downloaded or featurised.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from datamodules.graph_cache import sha256
+from datamodules.cache_folder import sha256
 from errors import UserError, one_sentence_errors
 from report import code, commit
 from train import CONFIGS

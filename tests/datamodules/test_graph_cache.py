@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from datamodules import graph_cache, lrgb
+from datamodules import cache_folder, graph_cache, lrgb
 from datamodules.errors import DataError
 from datamodules.lrgb import SPLITS, LRGBDataModule
 from datamodules.molecules import smiles_to_graph
@@ -107,7 +107,7 @@ def test_a_crash_while_writing_leaves_nothing_that_counts(where, csv_data, monke
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(graph_cache.os, where, crash)
+        patch.setattr(cache_folder.os, where, crash)
         with pytest.raises(Killed):
             official("peptides-func", csv_data)
     unprepared = LRGBDataModule(
@@ -122,8 +122,8 @@ def test_a_crash_while_writing_leaves_nothing_that_counts(where, csv_data, monke
 
 def test_remains_of_a_killed_process_are_swept_away(csv_data, monkeypatch):
     with monkeypatch.context() as patch:  # SIGKILL runs no clean-up
-        patch.setattr(graph_cache.shutil, "rmtree", lambda *args, **kwargs: None)
-        patch.setattr(graph_cache.os, "rename", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr(cache_folder.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(cache_folder.os, "rename", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             official("peptides-func", csv_data)
     assert list((csv_data / "cache" / "lrgb").glob(".*.tmp-*"))

@@ -1,0 +1,1 @@
+"""Partial differential equations: verified solvers, and the trajectories that they generate."""

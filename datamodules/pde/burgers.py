@@ -1,0 +1,98 @@
+"""Burgers' equation in one dimension, as in the data of FNO and of PDEBench."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import DataError
+from datamodules.pde.equation import SpectralEquation
+from datamodules.pde.random_fields import gaussian, sines
+from datamodules.pde.torus import Torus, resample
+
+
+@dataclass(frozen=True)
+class GaussianState:
+    """Initial states of N(0, σ² (−∂_x² + τ²)^−α), with their mean.
+
+    Args:
+        variance: σ².
+        shift: τ.
+        power: α.
+
+    Source: Li et al., ICLR 2021, arXiv:2010.08895, sec. 5.1.
+    """
+
+    variance: float = 625.0
+    shift: float = 5.0
+    power: float = 2.0
+
+    def draw(self, torus: Torus, generator: torch.Generator) -> Tensor:
+        """float64 [1, *points]."""
+        covariance = self.variance * (self.shift**2 - torus.laplacian) ** -self.power
+        return gaussian(torus, generator, covariance.sqrt(), 1)
+
+
+@dataclass(frozen=True)
+class SineState:
+    """Initial states Σ_i A_i sin(2π n_i x / length + φ_i), A ~ U(0, 1), φ ~ U(0, 2π).
+
+    Args:
+        waves: number of terms.
+        band: lowest and highest n.
+
+    Source: Takamoto et al., PDEBench, NeurIPS 2022, arXiv:2210.07182, app. D; those of its states
+    that are cut by a window or folded to their absolute value are left out.
+    """
+
+    waves: int = 2
+    band: tuple[int, int] = (1, 8)
+
+    def draw(self, torus: Torus, generator: torch.Generator) -> Tensor:
+        """float64 [1, *points]."""
+        return sines(torus, generator, self.waves, self.band, (0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Burgers(SpectralEquation):
+    """u_t + (u²/2)_x = ν u_xx, periodic.
+
+    FNO's data have ν = .1 in the paper's text and .01 or 1e-3 in others', u at t = 1 and 8192
+    points. PDEBench's ν is divided by π: its .001 is a viscosity of .001 / π here; its states are
+    SineState(), with 1024 points up to t = 2. Fronts are as wide as 4 ν over their jump: where that
+    is less than some 10 points, `oversample` must make up for it.
+
+    Args:
+        sizes: the saved points, one number.
+        length: of the domain.
+        viscosity: ν.
+        start: of what law initial states are.
+        step: longest time step.
+        oversample: see SpectralEquation.
+
+    Source: Li et al., arXiv:2010.08895; Takamoto et al., arXiv:2210.07182.
+    """
+
+    channels = ("u",)
+
+    sizes: tuple[int, ...] = (1024,)
+    length: float = 1.0
+    viscosity: float = 0.01
+    start: GaussianState | SineState = GaussianState()
+    step: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.sizes) != 1 or self.viscosity <= 0:
+            raise DataError(f"Burgers has one axis and a positive viscosity, got {self.key}.")
+
+    def linear(self, torus: Torus) -> Tensor:
+        return self.viscosity * torus.laplacian
+
+    def nonlinear(self, torus: Torus) -> Callable[[Tensor], Tensor]:
+        half_slope = -0.5 * torus.gradient[0] * torus.kept
+        return lambda v: torus.forward(torus.inverse(v).square_()).mul_(half_slope)
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        return resample(self.start.draw(self.saved_torus(), generator), self.torus().sizes)

@@ -1,0 +1,190 @@
+"""Generate trajectories chunk by chunk into one HDF5 file; what was interrupted goes on."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from datamodules.cache_folder import CachePlan, sync
+from datamodules.pde.equation import Equation, Steady
+
+AT_ONCE = {1: 16, 2: 4, 3: 1}
+"""Trajectories of a chunk, by the number of axes. A chunk is always solved whole, so that neither
+the number of trajectories nor of processes changes a bit of any of them."""
+
+PATIENCE_SECONDS = 3
+"""How long one process solves alone before others are started."""
+
+STORAGE_CHUNK = 2**20
+"""Bytes of a chunk of the file: consecutive frames of one trajectory."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A set of trajectories, all that its file depends on.
+
+    Attributes:
+        equation: whose solutions.
+        times: when they are saved; empty for a steady problem.
+        samples: how many.
+        seed: with a sample's number the seed of its initial state.
+    """
+
+    equation: Equation
+    times: tuple[float, ...]
+    samples: int
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        rest = {"times": self.times, "samples": self.samples, "seed": self.seed}
+        return {**self.equation.key, **rest}
+
+    @property
+    def chunks(self) -> list[range]:
+        """The samples of every chunk; the last may reach beyond `samples`."""
+        size = AT_ONCE[len(self.equation.shape)]
+        return [range(i, i + size) for i in range(0, self.samples, size)]
+
+    def draw(self, samples: Sequence[int]) -> torch.Tensor:
+        """Initial states of some samples, float64 [B, C, *points of the solver]."""
+        return torch.stack([self.equation.initial(generator(self.seed, i)) for i in samples])
+
+    def solve(self, samples: Sequence[int], device: str = "cpu") -> dict[str, np.ndarray]:
+        """Solutions of some samples by dataset of the file, float32 [B, T, *shape]."""
+        equation, start = self.equation, self.draw(samples).to(device)
+        if isinstance(equation, Steady):
+            given, states = equation.solve(start)
+            fields = {"nu": given[:, 0], **_by_name(equation, states.unsqueeze(1))}
+        else:
+            fields = _by_name(equation, equation.solve(start, self.times))
+        return {name: field.float().cpu().numpy() for name, field in fields.items()}
+
+    def plan(self, cache_dir: Path, processes: int | None = None, device: str = "cpu") -> CachePlan:
+        """The cached folder with its file, `data.hdf5`.
+
+        Args:
+            cache_dir: folder of all caches.
+            processes: how many solve; None for as many as there are cores.
+            device: where; a GPU has one process.
+        """
+
+        def fill(ready: Path, parts: Path) -> dict[str, Any]:
+            solve_chunks(self, parts, processes, device)
+            assemble(self, parts, ready / "data.hdf5")
+            return {"samples": self.samples}
+
+        name, about = type(self.equation).__name__, {"source": "generated"}
+        return CachePlan(cache_dir / "pde", name, self.key, about, fill, resumable=True)
+
+
+def generator(seed: int, sample: int) -> torch.Generator:
+    """The random numbers of one sample, which no other sample's depend on."""
+    state = np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def solve_chunks(recipe: Recipe, parts: Path, processes: int | None, device: str) -> None:
+    """Leave one file for every chunk in a folder, but for those that are there."""
+    missing = [c for c in recipe.chunks if not _part(parts, c).is_file()]
+    size = len(recipe.chunks[0])
+    with tqdm(
+        total=len(recipe.chunks) * size,
+        initial=(len(recipe.chunks) - len(missing)) * size,
+        desc=f"Solving {type(recipe.equation).__name__}",
+        unit="trajectory",
+        disable=None,
+    ) as progress:
+        for _ in _solved(recipe, parts, missing, processes, device):
+            progress.update(size)
+
+
+def _solved(
+    recipe: Recipe, parts: Path, chunks: list[range], processes: int | None, device: str
+) -> Iterator[None]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = processes or cores or 1
+    began = time.monotonic()
+    while chunks:
+        yield _solve_chunk(recipe, parts, chunks[0], device)
+        chunks = chunks[1:]
+        # Processes take seconds to start.
+        if workers > 1 and device == "cpu" and time.monotonic() - began > PATIENCE_SECONDS:
+            break
+    if not chunks:
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(min(workers, len(chunks)), context) as pool:
+        futures = [pool.submit(_solve_chunk, recipe, parts, chunk, device) for chunk in chunks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _solve_chunk(recipe: Recipe, parts: Path, chunk: range, device: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, and processes side by side
+    try:
+        fields = recipe.solve(chunk, device)
+    finally:
+        torch.set_num_threads(threads)
+    path = _part(parts, chunk)
+    partial = path.with_suffix(f".{os.getpid()}")
+    with partial.open("wb") as file:
+        np.savez(file, **fields)
+        sync(file)
+    partial.replace(path)
+
+
+def _part(parts: Path, chunk: range) -> Path:
+    return parts / f"{chunk.start:08d}.npz"
+
+
+def assemble(recipe: Recipe, parts: Path, path: Path) -> None:
+    """One file in PDEBench's layout from the chunks, the same bytes whenever and wherever made."""
+    equation = recipe.equation
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        file.attrs["channels"] = list(equation.channels)
+        file.attrs["inputs"] = list(getattr(equation, "inputs", ()))
+        file.attrs["recipe"] = json.dumps(recipe.key, sort_keys=True)
+        for axis, points in zip("xyz", equation.coordinates, strict=False):
+            file[f"{axis}-coordinate"] = points.numpy()
+        if recipe.times:
+            file["t-coordinate"] = np.array(recipe.times)
+        for chunk in recipe.chunks:
+            kept = min(chunk.stop, recipe.samples)
+            with np.load(_part(parts, chunk)) as fields:
+                for name in fields:
+                    field = fields[name]
+                    if name not in file:
+                        _create(file, name, (recipe.samples, *field.shape[1:]), field.itemsize)
+                    file[name][chunk.start : kept] = field[: kept - chunk.start]
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], itemsize: int) -> None:
+    frame = itemsize * int(np.prod(shape[2:]))
+    frames = max(1, min(shape[1], STORAGE_CHUNK // frame))
+    file.create_dataset(name, shape, np.float32, chunks=(1, frames, *shape[2:]))
+
+
+def _by_name(equation: Equation, states: torch.Tensor) -> dict[str, torch.Tensor]:
+    """States [B, T, C, *shape] as datasets of the file."""
+    if len(equation.channels) == 1:
+        return {"tensor": states[:, :, 0]}
+    return {name: states[:, :, i] for i, name in enumerate(equation.channels)}

@@ -1,0 +1,243 @@
+"""Trajectories in HDF5 files: PDEBench's layouts, which are also ours, and The Well's.
+
+Shapes: S samples, T frames, C channels, then the points of every axis. Nothing is read before it is
+asked for, and no more than that.
+
+Sources: Takamoto et al., PDEBench, arXiv:2210.07182; Ohana et al., The Well, arXiv:2412.00568.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from datamodules.errors import DataError, one_line
+
+AXES = "xyz"
+
+
+class Layout(ABC):
+    """An open file of one layout.
+
+    Attributes:
+        samples: S.
+        frames: T; 1 for steady problems.
+        channels: names of the fields, C of them.
+        inputs: names of the fields that a steady problem's solution depends on; none otherwise.
+        shape: points of every axis.
+        times: float64 [T], as far as the file says them.
+    """
+
+    samples: int
+    frames: int
+    channels: list[str]
+    inputs: list[str]
+    shape: tuple[int, ...]
+    times: np.ndarray
+
+    @abstractmethod
+    def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
+        """Every `stride`-th point of some frames, [T, C, *points]."""
+
+    def read_input(self, sample: int, stride: int) -> np.ndarray:
+        """Every `stride`-th point of the inputs, [len(inputs), *points]."""
+        raise NotImplementedError
+
+
+class PDEBench(Layout):
+    """Datasets [S, T, *points]: one, `tensor`, or one a channel; and, for a steady problem, `nu`
+    [S, *points]. Attributes `channels` and `inputs`, which PDEBench's own files lack, name them."""
+
+    def __init__(self, file: h5py.File):
+        named = {
+            key: value
+            for key, value in file.items()
+            if isinstance(value, h5py.Dataset) and value.ndim >= 3
+        }
+        self.given = [named.pop("nu")] if "nu" in named else []
+        names = _attribute(file, "channels", ["tensor"] if "tensor" in named else sorted(named))
+        self.fields = [named.get(name, named.get("tensor")) for name in names]
+        self.channels = ["u"] if names == ["tensor"] else names
+        self.inputs = _attribute(file, "inputs", ["nu"] * len(self.given))
+        self.samples, self.frames, *points = self.fields[0].shape
+        self.shape = tuple(points)
+        if any(field.shape != self.fields[0].shape for field in self.fields):
+            raise DataError(f"The fields of {file.filename} differ in shape.")
+        # PDEBench's files have one more time than frames.
+        times = np.asarray(file.get("t-coordinate", []), np.float64)
+        self.times = times[: self.frames]
+
+    def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
+        points = (slice(None, None, stride),) * len(self.shape)
+        return np.stack([field[(sample, frames, *points)] for field in self.fields], axis=1)
+
+    def read_input(self, sample: int, stride: int) -> np.ndarray:
+        points = (slice(None, None, stride),) * len(self.shape)
+        return np.stack([field[(sample, *points)] for field in self.given])
+
+
+class PDEBenchGroups(Layout):
+    """One group a sample, `0000`, `0001`, …, with `data` [T, *points, C] and `grid/t`."""
+
+    def __init__(self, file: h5py.File):
+        self.groups = [file[key] for key in sorted(file)]
+        self.samples, self.inputs = len(self.groups), []
+        self.frames, *points, channels = self.groups[0]["data"].shape
+        self.shape = tuple(points)
+        self.channels = [f"u{i}" for i in range(channels)] if channels > 1 else ["u"]
+        self.times = np.asarray(self.groups[0]["grid/t"], np.float64)
+
+    def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
+        points = (slice(None, None, stride),) * len(self.shape)
+        return np.moveaxis(self.groups[sample]["data"][(frames, *points)], -1, 1)
+
+
+class TheWell(Layout):
+    """Groups `t0_fields`, `t1_fields`, `t2_fields` of scalars, vectors and tensors.
+
+    Components become channels, `velocity_x`; what is constant over samples, time or an axis is
+    repeated.
+    """
+
+    def __init__(self, file: h5py.File):
+        dimensions = file["dimensions"]
+        names = _attribute(dimensions, "spatial_dims", [])
+        self.samples = int(file.attrs["n_trajectories"])
+        self.times = np.asarray(dimensions["time"], np.float64)
+        if self.times.ndim > 1:  # one row a sample
+            self.times = self.times[0]
+        self.frames = len(self.times)
+        self.shape = tuple(dimensions[name].shape[-1] for name in names)
+        self.inputs: list[str] = []
+        self.fields: list[tuple[h5py.Dataset, int]] = []
+        self.channels = []
+        for order in range(3):
+            group = file.get(f"t{order}_fields", {})
+            for name in _attribute(group, "field_names", sorted(group)) if group else ():
+                self.fields.append((group[name], order))
+                ends = _components(names, order)
+                self.channels += [name + end for end in ends]
+
+    def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
+        parts = [self._read(*field, sample, frames, stride) for field in self.fields]
+        return np.concatenate(parts, axis=1)
+
+    def _read(
+        self, field: h5py.Dataset, order: int, sample: int, frames: slice, stride: int
+    ) -> np.ndarray:
+        varies = np.atleast_1d(field.attrs.get("dim_varying", [True] * len(self.shape)))
+        index: list[Any] = []
+        if field.attrs.get("sample_varying", True):
+            index.append(sample)
+        in_time = bool(field.attrs.get("time_varying", True))
+        if in_time:
+            index.append(frames)
+        points = slice(None, None, stride)
+        index += [points for axis in varies if axis]
+        value = field[tuple(index)]
+        if not in_time:
+            value = value[None]
+        for axis, varying in enumerate(varies, start=1):
+            if not varying:
+                value = np.expand_dims(value, axis)
+        wanted = [len(range(*frames.indices(self.frames)))]
+        wanted += [len(range(0, n, stride)) for n in self.shape]
+        value = np.broadcast_to(value, (*wanted, *value.shape[len(wanted) :]))
+        return np.moveaxis(value.reshape(*wanted, -1), -1, 1)
+
+
+def _components(names: Sequence[str], order: int) -> list[str]:
+    if order == 0:
+        return [""]
+    if order == 1:
+        return [f"_{name}" for name in names]
+    return [f"_{a}{b}" for a in names for b in names]
+
+
+def _attribute(holder: Any, name: str, default: Sequence[str]) -> list[str]:
+    value = holder.attrs.get(name)
+    if value is None:
+        return list(default)
+    if isinstance(value, str):
+        return json.loads(value)
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in value]
+
+
+def open_layout(path: Path) -> Layout:
+    """Open a file, whichever of the layouts it has.
+
+    Raises:
+        DataError: the file is not there, not HDF5, or has none of the layouts.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"Cannot read {path} as HDF5 ({one_line(error)}).") from error
+    try:
+        if "t0_fields" in file or "t1_fields" in file:
+            return TheWell(file)
+        if len(file) and all(key.isdigit() for key in file):
+            return PDEBenchGroups(file)
+        return PDEBench(file)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} holds {', '.join(list(file)[:8])}, which is neither PDEBench's layout nor The "
+            f"Well's ({one_line(error)})."
+        ) from error
+
+
+class TrajectoryFiles:
+    """The samples of one or more files, one after another; every process opens them for itself.
+
+    Args:
+        paths: files of one kind.
+
+    Raises:
+        DataError: a file cannot be read, or they do not hold the same fields on the same points.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = list(paths)
+        self._open: list[Layout] | None = None
+        first, *rest = self.layouts
+        self.channels, self.inputs = first.channels, first.inputs
+        self.shape, self.frames, self.times = first.shape, first.frames, first.times
+        for path, layout in zip(self.paths[1:], rest, strict=True):
+            if (layout.channels, layout.shape, layout.frames) != (
+                self.channels,
+                self.shape,
+                self.frames,
+            ):
+                raise DataError(f"{path} holds other fields, points or frames than {paths[0]}.")
+        self.ends = np.cumsum([layout.samples for layout in self.layouts])
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """The open files."""
+        if self._open is None:
+            self._open = [open_layout(path) for path in self.paths]
+        return self._open
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}  # open files cannot be handed to a process
+
+    def read(self, sample: int, frames: slice = slice(None), stride: int = 1) -> np.ndarray:
+        """See Layout.read."""
+        layout, local = self._find(sample)
+        return layout.read(local, frames, stride)
+
+    def read_input(self, sample: int, stride: int = 1) -> np.ndarray:
+        """See Layout.read_input."""
+        layout, local = self._find(sample)
+        return layout.read_input(local, stride)
+
+    def _find(self, sample: int) -> tuple[Layout, int]:
+        place = int(np.searchsorted(self.ends, sample, side="right"))
+        return self.layouts[place], sample - (int(self.ends[place - 1]) if place else 0)

@@ -1,0 +1,220 @@
+"""Trajectories of a differential equation, solved here or read from files, as windows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datamodules.base import DataModule
+from datamodules.cache_folder import ensure
+from datamodules.errors import DataError
+from datamodules.pde.equation import Equation, Steady
+from datamodules.pde.generation import Recipe
+from datamodules.pde.layouts import TrajectoryFiles
+from datamodules.pde.views import Normaliser, ObservationNoise, Sampling, Statistics, Windows
+
+FIRST_BYTES = 2**20
+SPLITS = ("train", "val", "test")
+
+
+class PDEDataModule(DataModule):
+    """Windows of trajectories: of `history` frames that are given and `horizon` that follow.
+
+    Test trajectories come first in the files, then those for validation, then those for training,
+    so that more of the latter leave the others as they are.
+
+    Args:
+        equation: what is solved where `source` is `generated`.
+        first_time, last_time, frames: `frames` equally spaced times at which states are saved, both
+            ends included; a steady problem has none.
+        samples: trajectories for training, validation and test.
+        source: `generated`, or `official` for files in PDEBench's or The Well's layout.
+        data_dir: where `official` files are.
+        file: name below `data_dir` of an official file, or of a folder of them.
+        cache_dir: folder to write to.
+        seed: of the initial states.
+        processes: that solve; null for as many as there are cores.
+        device: where to solve.
+        history: frames that are given.
+        horizon: frames that follow in training; null for all.
+        rollout: frames that follow in validation and test; null for all.
+        space_stride, time_stride, method: see Sampling.
+        noise: on what is observed, in training, validation and test; null for none.
+        normalise: windows are normalised; `normaliser.inverse` takes them back.
+        limit: at most so many trajectories a split, evenly spaced; for smoke runs.
+        batch_size, num_workers, shuffle_seed: see DataModule.
+
+    Attributes:
+        normaliser: of the states, from training trajectories; known after `setup()`.
+        input_normaliser: of a steady problem's inputs, else None.
+        channels, inputs: names of the fields.
+        coordinates: float64, one per axis: where the points are, as far as the equation says.
+
+    Raises:
+        DataError: arguments that do not fit, files that cannot be read or hold too few samples, a
+            solution that is not to be trusted.
+    """
+
+    def __init__(
+        self,
+        equation: Equation | None = None,
+        samples: Sequence[int] = (64, 16, 16),
+        first_time: float = 0.0,
+        last_time: float = 1.0,
+        frames: int = 2,
+        source: str = "generated",
+        data_dir: str | Path | None = None,
+        file: str | None = None,
+        cache_dir: str | Path = "data",
+        seed: int = 0,
+        processes: int | None = None,
+        device: str = "cpu",
+        history: int = 1,
+        horizon: int | None = 1,
+        rollout: int | None = None,
+        space_stride: int = 1,
+        time_stride: int = 1,
+        method: str = "point",
+        noise: ObservationNoise | None = None,
+        normalise: bool = True,
+        limit: int | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        shuffle_seed: int = 0,
+    ):
+        super().__init__(batch_size, num_workers, shuffle_seed)
+        if source not in ("generated", "official") or (source == "generated" and equation is None):
+            raise DataError(
+                "data.source is generated, with an equation, or official, with a file; got "
+                f"{source!r}."
+            )
+        if (source == "official") is (file is None) or (file is not None and data_dir is None):
+            raise DataError(
+                "data.source=official needs data.data_dir and data.file, generated data have none."
+            )
+        if len(samples) != len(SPLITS) or min(samples) < 1 or (limit is not None and limit < 1):
+            raise DataError(
+                "data.samples are three positive numbers (train, validation, test), data.limit is "
+                f"positive or null; got {list(samples)} and {limit}."
+            )
+        if method not in ("point", "spectral"):
+            raise DataError(f"data.method is point or spectral, got {method!r}.")
+        if min(history, space_stride, time_stride) < 1 or min(horizon or 1, rollout or 1) < 1:
+            raise DataError("data.history, horizon, rollout and the strides are positive.")
+        self.equation, self.samples, self.limit = equation, tuple(samples), limit
+        self.source_used, self.file = source, file
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+        self.seed, self.processes, self.device = seed, processes, device
+        self.times: tuple[float, ...] = ()
+        if not isinstance(equation, Steady):
+            self.times = tuple(torch.linspace(first_time, last_time, frames).double().tolist())
+        self.history, self.horizon, self.rollout = history, horizon, rollout
+        self.sampling = Sampling(space_stride, time_stride, method)
+        self.noise, self.normalise = noise, normalise
+        self._files: TrajectoryFiles | None = None
+        self.normaliser: Normaliser | None = None
+        self.input_normaliser: Normaliser | None = None
+
+    @property
+    def task(self) -> str:
+        """The equation's name, or the file's."""
+        return (
+            Path(self.file).stem if self.source_used == "official" else type(self.equation).__name__
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is generated."""
+        assert self.equation is not None
+        return Recipe(self.equation, self.times, sum(self.samples), self.seed)
+
+    def prepare_data(self) -> None:
+        """Solve what is not solved yet; called by one process a machine."""
+        self.paths()
+
+    def paths(self) -> list[Path]:
+        """The files with the trajectories; those of `generated` are made where they are missing."""
+        if self.source_used == "generated":
+            plan = self.recipe.plan(self.cache_dir, self.processes, self.device)
+            return [ensure(plan) / "data.hdf5"]
+        assert self.data_dir is not None
+        path = self.data_dir / self.file
+        found = sorted(path.glob("*.h*5")) if path.is_dir() else [path]
+        if not found or not found[0].is_file():
+            raise DataError(f"There is no HDF5 file at {path}: set data.data_dir and data.file.")
+        return found
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the files and take the training trajectories' statistics."""
+        if self._files is not None:
+            return
+        files = TrajectoryFiles(self.paths())
+        if sum(self.samples) > len(files):
+            raise DataError(
+                f"{self.task} has {len(files)} trajectories, data.samples asks for {self.samples}."
+            )
+        frames = self.sampling.frames(files.frames)
+        longest = self.history + max(self.horizon or 1, self.rollout or 1)
+        if not files.inputs and longest > frames:
+            raise DataError(
+                f"{self.task} has {frames} frames after the time stride, windows need {longest}: "
+                "lower data.history, data.horizon or data.rollout."
+            )
+        chosen = self._split()
+        axes = len(files.shape)
+        states, given = Statistics(axes), Statistics(axes)
+        for sample in chosen["train"]:
+            states.add(self.sampling.states(files, sample, 0, frames))
+            if files.inputs:
+                given.add(self.sampling.given(files, sample))
+        self.normaliser = states.normaliser()
+        self.input_normaliser = given.normaliser() if files.inputs else None
+        for split in SPLITS:
+            horizon = self.horizon if split == "train" else self.rollout
+            dataset = Windows(
+                files,
+                chosen[split],
+                self.sampling,
+                self.history,
+                horizon,
+                self.normaliser,
+                self.input_normaliser,
+                self.normalise,
+                self.noise,
+            )
+            setattr(self, f"{split}_dataset", dataset)
+        self.channels, self.inputs, self._files = files.channels, files.inputs, files
+
+    @property
+    def coordinates(self) -> list[Tensor]:
+        """float64, one per axis: where the points are that are left."""
+        assert self.equation is not None
+        return [x[:: self.sampling.space_stride] for x in self.equation.coordinates]
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits, equal for equal trajectories seen in the same way."""
+        digest = hashlib.sha256()
+        for path in self.paths():
+            if self.source_used == "generated":
+                meta = json.loads((path.parent / "meta.json").read_text())
+                digest.update(meta["sha256"][path.name].encode())
+                continue
+            with path.open("rb") as file:  # whole, a large set would take minutes
+                digest.update(f"{path.stat().st_size}".encode() + file.read(FIRST_BYTES))
+        seen = [self.samples, self.limit, self.history, self.horizon, self.rollout]
+        seen += [vars(self.sampling), self.noise and vars(self.noise), self.normalise]
+        digest.update(json.dumps(seen).encode())
+        return digest.hexdigest()[:12]
+
+    def _split(self) -> dict[str, list[int]]:
+        chosen, first = {}, 0
+        for split, count in zip(reversed(SPLITS), reversed(self.samples), strict=True):
+            kept = min(count, self.limit or count)
+            chosen[split] = [first + i * count // kept for i in range(kept)]
+            first += count
+        return chosen

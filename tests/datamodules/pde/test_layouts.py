@@ -1,0 +1,133 @@
+"""Files of PDEBench and The Well, fabricated here as their papers describe them."""
+
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from datamodules.errors import DataError
+from datamodules.pde.layouts import TrajectoryFiles, open_layout
+
+RNG = np.random.default_rng(0)
+
+
+def fields(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def test_pdebench_one_field(tmp_path):
+    """1-D advection and Burgers: `tensor` [S, T, X], one time more than frames."""
+    u = fields(5, 4, 8)
+    with h5py.File(tmp_path / "1D_Burgers.hdf5", "w") as file:
+        file["tensor"] = u
+        file["x-coordinate"] = np.linspace(0, 1, 8)
+        file["t-coordinate"] = np.linspace(0, 2, 5)
+    data = TrajectoryFiles([tmp_path / "1D_Burgers.hdf5"])
+    assert (len(data), data.frames, data.channels, data.shape) == (5, 4, ["u"], (8,))
+    assert data.times.tolist() == [0, 0.5, 1, 1.5]
+    assert data.inputs == []
+    np.testing.assert_array_equal(data.read(3, slice(1, 3), 2), u[3, 1:3, None, ::2])
+
+
+def test_pdebench_compressible_flow(tmp_path):
+    """2-D: one dataset a field, [S, T, X, Y], and coordinates that are no fields."""
+    names = ("density", "pressure", "Vx", "Vy")
+    flow = {name: fields(3, 4, 6, 5) for name in names}
+    with h5py.File(tmp_path / "2D_CFD.hdf5", "w") as file:
+        for name, field in flow.items():
+            file[name] = field
+        for axis, n in (("x", 6), ("y", 5), ("t", 5)):
+            file[f"{axis}-coordinate"] = np.linspace(0, 1, n)
+    data = TrajectoryFiles([tmp_path / "2D_CFD.hdf5"])
+    assert data.channels == sorted(names)
+    assert data.shape == (6, 5)
+    want = np.stack([flow[name][2] for name in data.channels], axis=1)
+    np.testing.assert_array_equal(data.read(2), want)
+
+
+def test_pdebench_darcy(tmp_path):
+    u, nu = fields(3, 1, 6, 6), fields(3, 6, 6)
+    with h5py.File(tmp_path / "darcy.hdf5", "w") as file:
+        file["tensor"], file["nu"] = u, nu
+    data = TrajectoryFiles([tmp_path / "darcy.hdf5"])
+    assert (len(data), data.frames, data.channels, data.inputs) == (3, 1, ["u"], ["nu"])
+    np.testing.assert_array_equal(data.read(1), u[1][:, None])
+    np.testing.assert_array_equal(data.read_input(1, 3), nu[1, None, ::3, ::3])
+
+
+def test_pdebench_groups(tmp_path):
+    """2-D diffusion–reaction: one group a sample, channels last."""
+    u = fields(3, 4, 6, 5, 2)
+    with h5py.File(tmp_path / "2D_diff-react.h5", "w") as file:
+        for i, sample in enumerate(u):
+            file[f"{i:04d}/data"] = sample
+            file[f"{i:04d}/grid/t"] = np.linspace(0, 1, 4)
+    data = TrajectoryFiles([tmp_path / "2D_diff-react.h5"])
+    assert (len(data), data.frames, data.shape) == (3, 4, (6, 5))
+    want = np.moveaxis(u[1, 2:, ::2, ::2], -1, 1)
+    np.testing.assert_array_equal(data.read(1, slice(2, 4), 2), want)
+
+
+def test_the_well(tmp_path):
+    """Scalars, vectors and tensors; what does not vary is repeated."""
+    scalar, constant, vector, tensor = (
+        fields(2, 3, 6, 5),
+        fields(6),
+        fields(2, 3, 6, 5, 2),
+        fields(2, 3, 6, 5, 2, 2),
+    )
+    with h5py.File(tmp_path / "well.hdf5", "w") as file:
+        file.attrs["n_trajectories"] = 2
+        dimensions = file.create_group("dimensions")
+        dimensions.attrs["spatial_dims"] = ["x", "y"]
+        dimensions["time"] = np.arange(3.0)
+        dimensions["x"], dimensions["y"] = np.arange(6.0), np.arange(5.0)
+        groups = [file.create_group(f"t{order}_fields") for order in range(3)]
+        for group, names in zip(groups, (["density", "wall"], ["velocity"], ["D"]), strict=True):
+            group.attrs["field_names"] = names
+        groups[0]["density"], groups[0]["wall"] = scalar, constant
+        groups[0]["wall"].attrs.update(
+            dim_varying=[True, False], sample_varying=False, time_varying=False
+        )
+        groups[1]["velocity"], groups[2]["D"] = vector, tensor
+    data = TrajectoryFiles([tmp_path / "well.hdf5"])
+    assert data.channels == [
+        *("density", "wall", "velocity_x", "velocity_y", "D_xx", "D_xy", "D_yx", "D_yy")
+    ]
+    assert (len(data), data.frames, data.shape) == (2, 3, (6, 5))
+    got = data.read(1, slice(0, 3, 2), 2)
+    assert got.shape == (2, 8, 3, 3)
+    np.testing.assert_array_equal(got[:, 0], scalar[1, ::2, ::2, ::2])
+    np.testing.assert_array_equal(got[:, 1], np.broadcast_to(constant[::2, None], (2, 3, 3)))
+    np.testing.assert_array_equal(got[:, 3], vector[1, ::2, ::2, ::2, 1])
+    np.testing.assert_array_equal(got[:, 6], tensor[1, ::2, ::2, ::2, 1, 0])
+
+
+def test_files_are_joined_and_handed_to_processes(tmp_path):
+    u = fields(5, 4, 8)
+    for name, part in (("a", u[:2]), ("b", u[2:])):
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            file["tensor"] = part
+    data = TrajectoryFiles(sorted(tmp_path.glob("*.hdf5")))
+    assert len(data) == 5
+    for copy in (data, pickle.loads(pickle.dumps(data))):
+        for i in range(5):
+            np.testing.assert_array_equal(copy.read(i)[:, 0], u[i])
+
+
+def test_what_is_no_such_file_is_said(tmp_path):
+    with pytest.raises(DataError, match="Cannot read"):
+        open_layout(tmp_path / "missing.hdf5")
+    (tmp_path / "text.hdf5").write_text("no HDF5")
+    with pytest.raises(DataError, match="Cannot read"):
+        open_layout(tmp_path / "text.hdf5")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["weights"] = np.zeros(3)
+    with pytest.raises(DataError, match="weights, which is neither"):
+        open_layout(tmp_path / "other.hdf5")
+    for name, n in (("a", 8), ("b", 9)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["tensor"] = fields(2, 3, n)
+    with pytest.raises(DataError, match="other fields, points or frames"):
+        TrajectoryFiles([tmp_path / "a.h5", tmp_path / "b.h5"])

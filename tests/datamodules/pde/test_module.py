@@ -1,0 +1,185 @@
+"""Windows of trajectories: which points, frames, samples, and in which units."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from datamodules.errors import DataError
+from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
+from datamodules.pde.module import PDEDataModule
+from datamodules.pde.views import ObservationNoise
+
+EQUATION = KuramotoSivashinsky(sizes=(32,), length=16.0, viscosity=0.3, step=0.02)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def make(cache, **options):
+    defaults = {"samples": (6, 3, 2), "last_time": 0.5, "frames": 6, "processes": 1}
+    data = PDEDataModule(EQUATION, cache_dir=cache, **defaults | options)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def whole(data, sample):
+    return torch.from_numpy(data._files.read(sample))
+
+
+def test_one_step_windows_and_rollouts(cache):
+    data = make(cache, normalise=False)
+    assert len(data.train_dataset) == 6 * 5
+    assert len(data.val_dataset) == 3
+    item = data.train_dataset[7]
+    states = whole(data, item["sample"])
+    assert item["first"] == 2
+    assert torch.equal(item["input"], states[2:3])
+    assert torch.equal(item["target"], states[3:4])
+    rollout = data.test_dataset[1]
+    assert torch.equal(rollout["input"], whole(data, 1)[:1])
+    assert torch.equal(rollout["target"], whole(data, 1)[1:])
+    long = make(cache, history=2, horizon=3, rollout=2, normalise=False)
+    assert len(long.train_dataset) == 6 * 2
+    assert long.train_dataset[1]["input"].shape == (2, 1, 32)
+    assert torch.equal(
+        long.train_dataset[1]["target"], whole(long, long.train_dataset[1]["sample"])[3:6]
+    )
+    assert long.val_dataset[0]["target"].shape == (2, 1, 32)
+    assert len(long.val_dataset) == 3 * 3
+
+
+def test_splits_share_no_trajectory_and_more_training_leaves_the_test(cache):
+    data = make(cache)
+    chosen = [data.train_dataset.samples, data.val_dataset.samples, data.test_dataset.samples]
+    assert sorted(i for samples in chosen for i in samples) == list(range(11))
+    more = make(cache, samples=(9, 3, 2), normalise=False)
+    same = make(cache, normalise=False)
+    for i in range(2):
+        assert torch.equal(more.test_dataset[i]["target"], same.test_dataset[i]["target"])
+    limited = make(cache, limit=2)
+    assert list(limited.train_dataset.samples) == [5, 8]
+
+
+def test_normalised_by_training_trajectories_alone(cache):
+    data = make(cache)
+    rows = torch.stack([whole(data, i) for i in data.train_dataset.samples]).double()
+    assert data.normaliser.mean.item() == pytest.approx(rows.mean().item(), abs=1e-6)
+    assert data.normaliser.std.item() == pytest.approx(rows.std(correction=0).item(), rel=1e-5)
+    item = data.test_dataset[0]
+    back = data.normaliser.inverse(item["target"])
+    torch.testing.assert_close(back, whole(data, 0)[1:])
+    everything = torch.stack([whole(data, i) for i in range(11)]).double()
+    assert abs(everything.std(correction=0) - rows.std(correction=0)) > 1e-4
+
+
+def test_fewer_points_and_frames(cache):
+    point = make(cache, space_stride=4, time_stride=2, normalise=False)
+    item = point.test_dataset[0]
+    assert torch.equal(item["target"], whole(point, 0)[2::2, :, ::4])
+    spectral = make(cache, space_stride=4, method="spectral", normalise=False)
+    states = spectral.test_dataset[0]["target"]
+    modes = torch.fft.rfft(whole(spectral, 0)[1:].double())[..., :4] / 4
+    torch.testing.assert_close(torch.fft.rfft(states.double())[..., :4], modes, atol=1e-5, rtol=0)
+    assert torch.fft.rfft(states.double())[..., 4].abs().max() < 1e-6
+    assert [len(x) for x in point.coordinates] == [8]
+
+
+def test_noise_is_of_the_frame_and_not_of_the_window(cache):
+    clean = make(cache, history=2, normalise=False)
+    noisy = make(cache, history=2, normalise=False, noise=ObservationNoise(0.1, target=True))
+    first, second = noisy.train_dataset[0], noisy.train_dataset[1]
+    assert torch.equal(first["input"][1], second["input"][0])
+    assert torch.equal(first["target"][0], second["input"][1])
+    added = [
+        noisy.train_dataset[i]["input"] - clean.train_dataset[i]["input"]
+        for i in range(len(clean.train_dataset))
+    ]
+    assert torch.stack(added).std() == pytest.approx(0.1 * clean.normaliser.std.item(), rel=0.1)
+    assert torch.equal(clean.normaliser.std, noisy.normaliser.std)
+    observed = make(cache, normalise=False, noise=ObservationNoise(0.1))
+    plain = make(cache, normalise=False)
+    assert torch.equal(observed.test_dataset[0]["target"], plain.test_dataset[0]["target"])
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_resume(cache):
+    def batches(**options):
+        return [b["input"] for b in make(cache, batch_size=7, **options).train_dataloader()]
+
+    first = batches()
+    assert sum(map(len, first)) == 30
+    for got, want in zip(batches(num_workers=1), first, strict=True):
+        assert torch.equal(got, want)
+    data = make(cache, batch_size=7)
+    loader = iter(data.train_dataloader())
+    next(loader)
+    state = data.state_dict()
+    resumed = make(cache, batch_size=7)
+    resumed.load_state_dict(state)
+    rest = [batch["input"] for batch in resumed.train_dataloader()]
+    assert all(torch.equal(a, b) for a, b in zip(rest, first[1:], strict=True))
+
+
+def test_a_pdebench_file_is_read_unchanged(cache, tmp_path):
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal((10, 6, 8, 8)).astype(np.float32)
+    with h5py.File(tmp_path / "flow.hdf5", "w") as file:
+        file["tensor"] = u
+    data = PDEDataModule(
+        source="official", data_dir=tmp_path, file="flow.hdf5", samples=(6, 2, 2), normalise=False
+    )
+    data.prepare_data()
+    data.setup()
+    assert torch.equal(data.test_dataset[1]["target"], torch.from_numpy(u[1, 1:, None]))
+    assert data.provenance["source"] == "official"
+    assert data.provenance["samples"] == {"train": 30, "val": 2, "test": 2}
+
+
+def test_darcy_s_inputs_are_given(tmp_path):
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "darcy.hdf5", "w") as file:
+        file["nu"] = nu = rng.standard_normal((5, 8, 8)).astype(np.float32)
+        file["tensor"] = u = rng.standard_normal((5, 1, 8, 8)).astype(np.float32) + 3
+    data = PDEDataModule(source="official", data_dir=tmp_path, file="darcy.hdf5", samples=(3, 1, 1))
+    data.setup()
+    item = data.test_dataset[0]
+    assert len(data.train_dataset) == 3
+    got = data.input_normaliser.inverse(item["input"]), data.normaliser.inverse(item["target"])
+    torch.testing.assert_close(got[0], torch.from_numpy(nu[:1, None]))
+    torch.testing.assert_close(got[1], torch.from_numpy(u[:1]))
+
+
+def test_fingerprints_tell_views_apart(cache):
+    views = [{}, {"space_stride": 2}, {"noise": ObservationNoise(0.1)}, {"history": 2}, {"seed": 1}]
+    assert len({make(cache, **view).fingerprint for view in views}) == len(views)
+    assert make(cache).fingerprint == make(cache).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"history": 6}, "windows need 7"),
+        ({"samples": (1, 0, 1)}, "three positive numbers"),
+        ({"method": "cubic"}, "point or spectral"),
+        ({"source": "official"}, "needs data.data_dir"),
+        ({"file": "x.hdf5"}, "generated data have none"),
+        ({"source": "nowhere"}, "generated, with an equation"),
+    ],
+)
+def test_what_does_not_fit_is_said(cache, options, message):
+    with pytest.raises(DataError, match=message):
+        make(cache, **options)
+
+
+def test_too_few_trajectories_and_missing_files_are_said(tmp_path):
+    data = PDEDataModule(source="official", data_dir=tmp_path, file="none.hdf5")
+    with pytest.raises(DataError, match="There is no HDF5 file"):
+        data.prepare_data()
+    with h5py.File(tmp_path / "few.hdf5", "w") as file:
+        file["tensor"] = np.zeros((3, 4, 8), np.float32)
+    data = PDEDataModule(source="official", data_dir=tmp_path, file="few.hdf5", samples=(2, 1, 1))
+    with pytest.raises(DataError, match="has 3 trajectories"):
+        data.setup()

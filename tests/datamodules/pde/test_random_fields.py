@@ -1,0 +1,65 @@
+"""Random fields have the law they are said to have."""
+
+import math
+
+import torch
+
+from datamodules.pde.random_fields import gaussian, sines, uniform
+from datamodules.pde.torus import Torus, resample
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_gaussian_modes_have_their_deviation():
+    """Coefficients along 1, √2 cos kx and √2 sin kx are independent, of the given deviation."""
+    torus = Torus((16,), (1.0,))
+    deviation = 1 / (1 + torus.modes[0])
+    fields = gaussian(torus, rng(), deviation, 20000)
+    v = torus.forward(fields) / 16
+    constant, cosine, sine = v[:, 0].real, math.sqrt(2) * v.real, -math.sqrt(2) * v.imag
+    torch.testing.assert_close(constant.std(), deviation[0], rtol=0.03, atol=0)
+    for parts in (cosine[:, 1:8], sine[:, 1:8]):
+        torch.testing.assert_close(parts.std(dim=0), deviation[1:8], rtol=0.03, atol=0)
+    assert (
+        torch.corrcoef(torch.stack([cosine[:, 1], sine[:, 1], cosine[:, 2]])).triu(1).abs().max()
+        < 0.03
+    )
+    variance = deviation[0] ** 2 + 2 * deviation[1:8].square().sum() + deviation[8] ** 2
+    torch.testing.assert_close(fields.var(dim=0).mean(), variance, rtol=0.03, atol=0)
+
+
+def test_gaussian_fields_in_two_dimensions_are_isotropic():
+    torus = Torus((16, 16), (1.0, 1.0))
+    deviation = 1 / (1 - torus.laplacian / (4 * math.pi**2))
+    v = torus.forward(gaussian(torus, rng(), deviation, 4000)) / 256
+    for place in ((0, 3), (3, 0), (-3, 0)):
+        power = v[(slice(None), *place)].abs().square().mean().sqrt()
+        torch.testing.assert_close(power, deviation[place], rtol=0.05, atol=0)
+
+
+def test_sines_have_their_band_and_amplitudes():
+    torus = Torus((32,), (5.0,))
+    for seed in range(5):
+        v = torus.forward(sines(torus, rng(seed), 4, (2, 6), (0.0, 1.0)))[0] / 32
+        assert v[:2].abs().max() < 1e-14
+        assert v[7:].abs().max() < 1e-14
+        assert 0 < v.abs().sum() <= 2
+    one = sines(Torus((64,), (1.0,)), rng(), 1, (1, 1), (0.3, 0.3))
+    torch.testing.assert_close(one.max(), torch.tensor(0.3).double(), rtol=0.01, atol=0)
+
+
+def test_the_same_numbers_give_the_same_field_on_other_points():
+    coarse, fine = Torus((16, 12), (2.0, 1.0)), Torus((32, 36), (2.0, 1.0))
+    fields = [sines(torus, rng(3), 5, (0, 4)) for torus in (coarse, fine)]
+    torch.testing.assert_close(fields[0], fields[1][:, ::2, ::3])
+    torch.testing.assert_close(resample(fields[0], fine.sizes), fields[1])
+    assert torch.equal(sines(coarse, rng(3), 5, (0, 4)), fields[0])
+
+
+def test_uniform_is_in_its_interval():
+    numbers = uniform(rng(), -2, 3, 1000)
+    assert numbers.dtype == torch.float64
+    assert -2 <= numbers.min() < -1.9
+    assert 2.9 < numbers.max() < 3
