@@ -18,8 +18,8 @@ from tools.generate import GROUP, load, names
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "gallery"
-PIXELS = 192
-FRAMES = 40
+PIXELS = 128
+FRAMES = 32
 MILLISECONDS = 80
 COLOURS = "RdBu_r"
 
@@ -74,7 +74,7 @@ def _animation(name: str, frames: np.ndarray) -> Path:
     images = [Image.fromarray(p.transpose(1, 0, 2)[::-1]) for p in pixels]
     height = PIXELS
     width = PIXELS * images[0].width // images[0].height
-    small = [image.resize((width, height)).quantize(64) for image in images]
+    small = [image.resize((width, height)).quantize(32) for image in images]
     path = FOLDER / f"{name}.gif"
     small[0].save(
         path, save_all=True, append_images=small[1:], duration=MILLISECONDS, loop=0, optimize=True

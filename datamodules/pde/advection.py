@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import DataError
-from datamodules.pde.equation import Evolution
+from datamodules.pde.equation import Evolution, check_states, check_times
 from datamodules.pde.random_fields import sines
 from datamodules.pde.torus import Torus
 
@@ -61,6 +61,8 @@ class Advection(Evolution):
         return sines(self.torus, generator, self.waves, self.band, (0.0, 1.0))
 
     def solve(self, initial: Tensor, times: Sequence[float]) -> Tensor:
+        check_times(times)
+        check_states(self, initial, (1, self.size))
         torus = Torus((self.size,), (self.length,), initial.device)
         v = torus.forward(initial)
         moved = [v * torch.exp(-self.speed * time * torus.gradient[0]) for time in times]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from datamodules.errors import DataError
-from datamodules.pde.equation import Evolution, SolverError, check_times
+from datamodules.pde.equation import Evolution, SolverError, check_states, check_times
 from datamodules.pde.random_fields import sines, uniform
 from datamodules.pde.torus import Torus
 
@@ -226,12 +226,8 @@ class CompressibleNavierStokes(Evolution):
         return torch.stack([density, velocity, pressure], dim=-2)
 
     def solve(self, initial: Tensor, times: Sequence[float]) -> Tensor:
-        if initial.shape[1:] != (3, self.cells) or initial.dtype != torch.float64:
-            raise DataError(
-                f"CompressibleNavierStokes expects initial states [B, 3, {self.cells}] in float64, "
-                f"got {list(initial.shape)} in {initial.dtype}."
-            )
         check_times(times)
+        check_states(self, initial, (3, self.cells))
         state, now, saved = self.conserved(initial), 0.0, []
         for time in times:
             left = initial.new_full((len(initial), 1, 1), time - now)

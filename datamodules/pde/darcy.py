@@ -13,7 +13,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from datamodules.errors import DataError
-from datamodules.pde.equation import SolverError, Steady
+from datamodules.pde.equation import SolverError, Steady, check_states
 
 
 def stiffness(a: np.ndarray) -> csc_matrix:
@@ -156,12 +156,7 @@ class Darcy(Steady):
         return tuple(make_interp_spline(x, np.eye(len(x)))(y) for x, y in pairs)
 
     def solve(self, initial: Tensor) -> tuple[Tensor, Tensor]:
-        n = self.solver_size
-        if initial.shape[1:] != (1, n, n) or initial.dtype != torch.float64:
-            raise DataError(
-                f"Darcy expects coefficients [B, 1, {n}, {n}] in float64, got "
-                f"{list(initial.shape)} in {initial.dtype}."
-            )
+        check_states(self, initial, (1, self.solver_size, self.solver_size))
         if not (initial > 0).all():
             raise SolverError(
                 f"Darcy: coefficients down to {initial.min():g} have no solution: make all of them "

@@ -17,7 +17,7 @@ SOLVER_VERSION = 1
 """Raise it with every change of what a solver returns: data made by another are not used."""
 
 UNRESOLVED = 0.02
-"""Amplitude of the highest modes over that of all, beyond which a solution is no longer one."""
+"""Amplitude of the highest modes over that of all but the mean, beyond which a solution is none."""
 
 NEGLIGIBLE = 1e-9
 """Amplitude of a channel over that of all, below which it is rounding noise."""
@@ -105,6 +105,15 @@ class Steady(Equation):
         """
 
 
+def check_states(equation: Equation, initial: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse what is not [B, *expected] in float64."""
+    if initial.shape[1:] != expected or initial.dtype != torch.float64:
+        raise DataError(
+            f"{type(equation).__name__} expects initial states [B, {', '.join(map(str, expected))}]"
+            f" in float64, got {list(initial.shape)} in {initial.dtype}."
+        )
+
+
 def check_times(times: Sequence[float]) -> None:
     """Refuse times that do not increase from 0 or more."""
     if list(times) != sorted(set(times)) or min(times, default=0) < 0:
@@ -169,13 +178,8 @@ class SpectralEquation(Evolution):
 
     def solve(self, initial: Tensor, times: Sequence[float]) -> Tensor:
         torus = self.torus(initial.device)
-        expected = (len(self.channels), *torus.sizes)
-        if initial.shape[1:] != expected or initial.dtype != torch.float64:
-            raise DataError(
-                f"{type(self).__name__} expects initial states [B, {', '.join(map(str, expected))}]"
-                f" in float64, got {list(initial.shape)} in {initial.dtype}."
-            )
         check_times(times)
+        check_states(self, initial, (len(self.channels), *torus.sizes))
         linear, nonlinear = self.linear(torus), self.nonlinear(torus)
         every = (..., *[slice(None, None, self.oversample)] * len(torus.sizes))
         steppers: dict[float, ETDRK4] = {}
@@ -184,7 +188,7 @@ class SpectralEquation(Evolution):
             steps = math.ceil(round((time - now) / self.step, 6))
             if steps:
                 # Intervals that are equal but for rounding share their coefficients.
-                h = float(f"{(time - now) / steps:.12g}")
+                h = float(f"{(time - now) / steps:.13g}")
                 if h not in steppers:
                     steppers[h] = ETDRK4(linear, nonlinear, h)
                 for _ in range(steps):
@@ -203,9 +207,9 @@ class SpectralEquation(Evolution):
                 f"{name}: {int(bad.sum())} of {len(v)} trajectories blew up before t = {time:g}: "
                 f"lower step (now {self.step:g})."
             )
-        largest = size.flatten(2).amax(dim=2)
+        largest = size.flatten(2)[..., 1:].amax(dim=2)  # but for the mean
         highest = (size * torus.outer).flatten(2).amax(dim=2)
-        counts = largest > NEGLIGIBLE * largest.amax(dim=1, keepdim=True)
+        counts = largest > NEGLIGIBLE * size.flatten(1).amax(dim=1, keepdim=True)
         bad = (counts & (highest > UNRESOLVED * largest)).any(dim=1)
         if bad.any():
             raise SolverError(

@@ -18,7 +18,7 @@ class Fisher(SpectralEquation):
 
     From u > 0 somewhere, fronts of the speed 2 √(ν ρ) carry u = 1 everywhere. Initial states are
     |Σ_i A_i sin(2π n_i x / length + φ_i)| over its highest value, A ~ U(0, 1), φ ~ U(0, 2π), n from
-    `band`, smoothed by (2π · smoothing / length)-wide Gaussians: the absolute value has kinks.
+    `band`, smoothed by a Gaussian, as the absolute value has kinks.
 
     Args:
         sizes: the saved points, one number.

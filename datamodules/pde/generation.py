@@ -63,13 +63,21 @@ class Recipe:
 
     def solve(self, samples: Sequence[int], device: str = "cpu") -> dict[str, np.ndarray]:
         """Solutions of some samples by dataset of the file, float32 [B, T, *shape]."""
-        equation, start = self.equation, self.draw(samples).to(device)
-        if isinstance(equation, Steady):
-            given, states = equation.solve(start)
-            fields = {"nu": given[:, 0], **_by_name(equation, states.unsqueeze(1))}
-        else:
-            fields = _by_name(equation, equation.solve(start, self.times))
+        threads = torch.get_num_threads()
+        # Sums in one order; and more threads are slower: what a step works on is small.
+        torch.set_num_threads(1)
+        try:
+            fields = self._solve(samples, device)
+        finally:
+            torch.set_num_threads(threads)
         return {name: field.float().cpu().numpy() for name, field in fields.items()}
+
+    def _solve(self, samples: Sequence[int], device: str) -> dict[str, torch.Tensor]:
+        equation, start = self.equation, self.draw(samples).to(device)
+        if not isinstance(equation, Steady):
+            return _by_name(equation, equation.solve(start, self.times))
+        given, states = equation.solve(start)
+        return {"nu": given[:, 0], **_by_name(equation, states.unsqueeze(1))}
 
     def plan(self, cache_dir: Path, processes: int | None = None, device: str = "cpu") -> CachePlan:
         """The cached folder with its file, `data.hdf5`.
@@ -136,12 +144,7 @@ def _solved(
 
 
 def _solve_chunk(recipe: Recipe, parts: Path, chunk: range, device: str) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, and processes side by side
-    try:
-        fields = recipe.solve(chunk, device)
-    finally:
-        torch.set_num_threads(threads)
+    fields = recipe.solve(chunk, device)
     path = _part(parts, chunk)
     partial = path.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as file:

@@ -80,16 +80,20 @@ class Torus:
         With a share of 1/3 those of two fields, Orszag's 2/3 rule, J. Atmos. Sci. 28 (1971) 1074;
         with 1/4 those of three.
         """
-        return self._below(self.share)
+        return reduce(torch.logical_and, self._inside)
 
     @cached_property
     def outer(self) -> Tensor:
-        """bool, of a transform's shape: the highest tenth, by wavenumber, of the kept modes."""
-        return self.kept & ~self._below(0.9 * self.share)
+        """bool, of a transform's shape: kept modes among the highest tenth of an axis."""
+        high = [
+            n.abs() > 0.9 * n[inside].abs().max()
+            for n, inside in zip(self.modes, self._inside, strict=True)
+        ]
+        return self.kept & reduce(torch.logical_or, high)
 
-    def _below(self, share: float) -> Tensor:
-        inside = [n.abs() < share * size for n, size in zip(self.modes, self.sizes, strict=True)]
-        return reduce(torch.logical_and, inside)
+    @property
+    def _inside(self) -> list[Tensor]:
+        return [n.abs() < self.share * size for n, size in zip(self.modes, self.sizes, strict=True)]
 
     def forward(self, u: Tensor) -> Tensor:
         """A real field to its Fourier coefficients, the last axis halved."""

@@ -9,9 +9,14 @@ import torch
 from scipy.special import ive
 
 from datamodules.errors import DataError
+from datamodules.pde.advection import Advection
 from datamodules.pde.burgers import Burgers, GaussianState, SineState
 from datamodules.pde.equation import SolverError
-from datamodules.pde.random_fields import gaussian
+from datamodules.pde.fisher import Fisher
+from datamodules.pde.generation import generator
+from datamodules.pde.gray_scott import GrayScott
+from datamodules.pde.random_fields import gaussian, sines
+from datamodules.pde.torus import Torus, resample
 from tests.datamodules.pde.solving import mean_of, orders_in_time, slope, start
 
 SMOOTH = Burgers(sizes=(128,), viscosity=0.02, start=SineState(band=(1, 2)), step=2e-3)
@@ -113,3 +118,49 @@ def test_the_law_of_fno_s_starts():
 def test_parameters_without_sense_are_refused(change):
     with pytest.raises(DataError, match="one axis and a positive viscosity"):
         replace(SMOOTH, **change)
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        Advection(size=64, waves=1, band=(3, 5)),
+        Burgers(sizes=(64,), start=SineState(waves=1, band=(3, 5))),
+    ],
+)
+def test_pdebench_s_waves_have_their_band_and_amplitudes(equation):
+    """Of one wave U(0, 1): no more than 1, on average ½. Its sign is seen at equal phases."""
+    v = torch.fft.rfft(start(equation, 300)[:, 0]).abs() / 32
+    assert v[:, [*range(3), *range(6, 33)]].max() < 1e-13
+    assert (v[:, 3:6].amax(dim=0) > 0.9).all()
+    assert v.sum(dim=1).max() <= 1
+    for sample in range(20):
+        drawn = sines(Torus((64,), (1.0,)), generator(0, sample), 1, (3, 5), (0.0, 1.0))
+        torch.testing.assert_close(start(equation, sample + 1)[-1], drawn)
+
+
+def test_the_law_of_gaussian_states_follows_its_parameters():
+    torus = Torus((64,), (1.0,))
+    law = GaussianState(variance=30.0, shift=9.0, power=1.5)
+    rng = torch.Generator().manual_seed(0)
+    states = torch.stack([law.draw(torus, rng)[0] for _ in range(3000)])
+    power = (torch.fft.rfft(states) / 64).abs().square().mean(dim=0)[:6]
+    n = torch.arange(6, dtype=torch.float64)
+    want = 30 * ((2 * math.pi) ** 2 * n**2 + 81) ** -1.5
+    torch.testing.assert_close(power, want, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [Burgers(sizes=(32,)), Fisher(sizes=(32,)), GrayScott(sizes=(16, 16))],
+    ids=lambda e: type(e).__name__,
+)
+def test_nonlinear_terms_leave_aliased_modes_empty_and_the_others_exact(equation):
+    """They are those of the kept modes, which on three times the points have no alias at all."""
+    torus, fine = equation.torus(), replace(equation, oversample=3).torus()
+    u = torch.randn(2, len(equation.channels), *torus.sizes, dtype=torch.float64)
+    v = torus.forward(u) * torus.kept
+    got = equation.nonlinear(torus)(v)
+    assert got[:, :, ~torus.kept].abs().max() == 0
+    many = fine.forward(resample(torus.inverse(v), fine.sizes))
+    want = torus.forward(resample(fine.inverse(equation.nonlinear(fine)(many)), torus.sizes))
+    torch.testing.assert_close(got, want * torus.kept, rtol=0, atol=1e-11)

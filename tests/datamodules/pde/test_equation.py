@@ -1,12 +1,14 @@
 """What every equation refuses, and how its parameters become a key."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from datamodules.errors import DataError
+from datamodules.pde.equation import SOLVER_VERSION, SolverError
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
 
 EQUATION = KuramotoSivashinsky(sizes=(32,), length=16.0)
@@ -52,3 +54,28 @@ def test_times_must_increase():
     state = torch.zeros(1, 1, 32, dtype=torch.float64)
     with pytest.raises(DataError, match="increase"):
         EQUATION.solve(state, [0.2, 0.1])
+
+
+def test_the_highest_modes_may_have_a_fiftieth_of_the_largest_amplitude():
+    equation = KuramotoSivashinsky(sizes=(64,), length=20.0)
+    torus, (x,) = equation.torus(), equation.torus().points
+
+    def state(share: float):
+        low, high = torch.cos(x * 2 * math.pi / 20), torch.cos(x * 2 * math.pi)
+        return torus.forward((low + share * high)[None, None])
+
+    equation.check(state(0.019), torus, 1.0)
+    with pytest.raises(SolverError, match="1 of 1 trajectories are not resolved by 64 points"):
+        equation.check(state(0.021), torus, 1.0)
+
+
+def test_time_zero_saves_the_modes_that_are_kept():
+    equation = KuramotoSivashinsky(sizes=(32,), length=1.0)
+    (x,) = equation.coordinates
+    low, high = torch.sin(2 * math.pi * 3 * x), torch.sin(2 * math.pi * 12 * x)
+    got = equation.solve((low + high)[None, None], [0.0])[0, 0, 0]
+    torch.testing.assert_close(got, low, rtol=0, atol=1e-14)
+
+
+def test_the_key_tells_the_solver_s_version():
+    assert EQUATION.key["solver"] == SOLVER_VERSION

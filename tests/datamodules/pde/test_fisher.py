@@ -8,6 +8,8 @@ import torch
 
 from datamodules.errors import DataError
 from datamodules.pde.fisher import Fisher
+from datamodules.pde.generation import generator
+from datamodules.pde.random_fields import sines
 from tests.datamodules.pde.solving import orders_in_time, start
 
 EQUATION = Fisher(sizes=(64,), viscosity=0.01, smoothing=0.02, step=1e-2)
@@ -68,3 +70,16 @@ def test_states_stay_between_0_and_1_and_where_they_are():
 def test_more_axes_are_refused():
     with pytest.raises(DataError, match="one axis"):
         replace(EQUATION, sizes=(16, 16))
+
+
+def test_starts_are_smoothed_absolute_values_of_height_one():
+    equation = Fisher(sizes=(256,), waves=2, band=(1, 4), smoothing=0.01)
+    (x,) = equation.coordinates
+    distance = torch.remainder(x - x[:, None] + 0.5, 1) - 0.5
+    kernel = torch.exp(-distance.square() / (2 * 0.01**2))
+    for sample, got in enumerate(start(equation, 5)[:, 0]):
+        raw = sines(equation.torus(), generator(0, sample), 2, (1, 4), (0.0, 1.0))[0].abs()
+        want = (kernel / kernel.sum(dim=1, keepdim=True)) @ (raw / raw.max())
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+        assert got.min() >= 0
+        assert 0.8 < got.max() <= 1

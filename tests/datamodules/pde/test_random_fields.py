@@ -63,3 +63,13 @@ def test_uniform_is_in_its_interval():
     assert numbers.dtype == torch.float64
     assert -2 <= numbers.min() < -1.9
     assert 2.9 < numbers.max() < 3
+
+
+def test_the_phases_of_sines_fill_a_turn():
+    """Of positive amplitudes, so that half a turn would leave all imaginary parts of one sign."""
+    rng = torch.Generator().manual_seed(0)
+    torus = Torus((16,), (1.0,))
+    v = torch.stack([sines(torus, rng, 1, (1, 1), (1.0, 1.0))[0] for _ in range(2000)])
+    phase = torch.angle(torch.fft.rfft(v)[:, 1])
+    counts = torch.histc(phase, 8, -math.pi, math.pi)
+    assert (counts / 250 - 1).abs().max() < 0.25

@@ -89,3 +89,31 @@ def test_resampling_drops_what_fewer_points_cannot_tell():
         assert resample(torch.sin(wave(torus, [number])), (8,)).abs().max() < 1e-14
     kept = resample(torch.sin(wave(torus, [3])), (8,))
     torch.testing.assert_close(kept, torch.sin(wave(torus, [3]))[::4])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_no_axis_nyquist_mode_has_a_slope(axis):
+    torus = Torus((8, 6), (1.0, 1.0))
+    x, y = torus.points
+    field = torch.cos(8 * math.pi * x) + 0 * y if axis == 0 else torch.cos(6 * math.pi * y) + 0 * x
+    assert (torus.gradient[axis] * torus.forward(field)).abs().max() < 1e-12
+    assert torus.laplacian.abs().gt(0).sum() == torus.laplacian.numel() - 1
+
+
+def test_resampling_keeps_the_highest_negative_modes():
+    for old, new in (((12, 15), (25, 11)), ((9, 9), (18, 27)), ((16, 9), (7, 20))):
+        m, n = ((min(a, b) - 1) // 2 for a, b in zip(old, new, strict=True))
+        before, after = (
+            torch.sin(2 * math.pi * (n * torus.points[1] - m * torus.points[0]) + 0.3)
+            for torus in (Torus(old, (1.0, 1.0)), Torus(new, (1.0, 1.0)))
+        )
+        torch.testing.assert_close(resample(before, new), after, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("share", [1 / 3, 1 / 4])
+@pytest.mark.parametrize("n", [8, 16, 18, 24, 32, 36])
+def test_every_box_has_outer_modes(n, share):
+    torus = Torus((n, 64), (1.0, 1.0), share=share)
+    highest = torus.modes[0][torus.kept.any(dim=1)].abs().max()
+    assert torus.outer[(torus.modes[0].abs() == highest).flatten()].any(dim=1).all()
+    assert Torus((n,), (1.0,), share=share).outer.any()
