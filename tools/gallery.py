@@ -45,20 +45,24 @@ def draw(name: str) -> Path:
     """A PNG or a GIF of one trajectory."""
     data = load(name, ["scale=demo"])
     equation = data.equation
-    times = tuple(np.linspace(data.times[0], data.times[-1], FRAMES)) if data.times else ()
+    times = data.times
+    if len(equation.shape) > 1 and times:
+        times = tuple(np.linspace(times[0], times[-1], FRAMES))
     fields = Recipe(equation, times, 1, data.seed).solve([0])
     states = list(fields.values())
     if isinstance(equation, Steady):
         return _panels(name, [field.reshape(field.shape[-2:]) for field in states])
     if len(equation.shape) == 1:
         return _panels(name, [field[0] for field in states])
-    return _animation(name, np.concatenate([field[0] for field in states], axis=2))
+    return _animation(name, [field[0] for field in states])
 
 
 def _panels(name: str, images: list[np.ndarray]) -> Path:
     figure = Figure(figsize=(3.2 * len(images), 2.6), layout="constrained")
     for axes, image in zip(figure.subplots(1, len(images), squeeze=False)[0], images, strict=True):
-        drawn = axes.imshow(image, origin="lower", aspect="auto", cmap=COLOURS)
+        drawn = axes.imshow(
+            image, origin="lower", aspect="auto", cmap=COLOURS, interpolation="bilinear"
+        )
         axes.set(xticks=[], yticks=[])
         figure.colorbar(drawn, ax=axes)
     path = FOLDER / f"{name}.png"
@@ -66,15 +70,17 @@ def _panels(name: str, images: list[np.ndarray]) -> Path:
     return path
 
 
-def _animation(name: str, frames: np.ndarray) -> Path:
-    low, high = np.quantile(frames, [0.002, 0.998])
-    scaled = np.clip((frames - low) / (high - low), 0, 1)
-    pixels = (255 * colormaps[COLOURS](scaled)[..., :3]).astype(np.uint8)
+def _animation(name: str, fields: list[np.ndarray]) -> Path:
+    scaled = []
+    for field in fields:
+        low, high = np.quantile(field, [0.002, 0.998])
+        scaled.append(np.clip((field - low) / (high - low), 0, 1))
+    side_by_side = np.concatenate(scaled, axis=1)
+    pixels = (255 * colormaps[COLOURS](side_by_side)[..., :3]).astype(np.uint8)
     # x along the page, y upwards
     images = [Image.fromarray(p.transpose(1, 0, 2)[::-1]) for p in pixels]
-    height = PIXELS
-    width = PIXELS * images[0].width // images[0].height
-    small = [image.resize((width, height)).quantize(32) for image in images]
+    size = (PIXELS * len(fields), PIXELS)
+    small = [image.resize(size).quantize(32) for image in images]
     path = FOLDER / f"{name}.gif"
     small[0].save(
         path, save_all=True, append_images=small[1:], duration=MILLISECONDS, loop=0, optimize=True
