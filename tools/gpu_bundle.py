@@ -26,6 +26,7 @@ from train import CONFIGS
 
 ROOT = Path(__file__).parent.parent
 LIMIT_MIB = 60
+PACKED = (".", ":(exclude)docs/gallery", ":(exclude)results/claims")
 # Pure Python all of them, so that they serve any interpreter and any torch.
 WHEELS = (
     "antlr4-python3-runtime",
@@ -125,7 +126,7 @@ def archive(folder: Path, path: Path, limit_mib: float = LIMIT_MIB) -> None:
     """
     # Also what is not committed yet, which the commit's "-dirty" may not tell.
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKED],
         cwd=ROOT,
         capture_output=True,
         text=True,

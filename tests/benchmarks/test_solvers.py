@@ -1,27 +1,36 @@
-"""Solvers against exponax, a JAX library: same equation, scheme, step, float64, batch.
+"""Trajectories a second: of every data set, of MemNO's, and beside exponax.
+
+exponax is a JAX library; it gets the same equation, scheme, step, float64 and batch.
 
 Koehler, Niedermayr, Westermann and Thuerey, APEBench, NeurIPS 2024, arXiv:2411.00180.
 """
 
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
-from datamodules.pde.generation import generator
+from datamodules.cache_folder import ensure
+from datamodules.pde.generation import Recipe, generator
 from datamodules.pde.gray_scott import GrayScott
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
+from datamodules.pde.layouts import TrajectoryFiles
 from datamodules.pde.navier_stokes import NavierStokes, PeakedVorticity
 from datamodules.pde.torus import Torus
 from tests.benchmarks.timing import compare
 from tests.kernels.comparing import DEVICE
+from tools.generate import load, names
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
-ex = pytest.importorskip("exponax", reason="exponax is one of the peers: make benchmark")
-jax = pytest.importorskip("jax")
+try:
+    import exponax as ex
+    import jax
+except ImportError:
+    ex = jax = None
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -134,6 +143,7 @@ def peer(stepper, steps: int) -> Callable:
     return run
 
 
+@pytest.mark.skipif(ex is None, reason="exponax is one of the peers: make benchmark")
 @pytest.mark.parametrize("name", CASES)
 def test_as_fast_as_exponax_and_equal(name, record, green):
     """Trajectories a second of `STEPS` steps; fields after a turnover time."""
@@ -168,3 +178,40 @@ def test_as_fast_as_exponax_and_equal(name, record, green):
     )
     assert difference <= AGREEMENT
     assert max(row["times"]["exponax"]["ratio"][1] for row in rows) >= 0.8
+
+
+@pytest.mark.parametrize("name", names())
+def test_trajectories_a_second(name, record, green):
+    """One chunk of a data set at demo scale, in one process."""
+    green("test_generate.py")
+    recipe = load(name, ["scale=demo"]).recipe
+    chunk = recipe.chunks[0]
+    times = compare({name: lambda: recipe.solve(chunk, DEVICE)}, rounds=3)
+    rate = 1e3 * len(chunk) / times[name]["ms"][1]
+    points = list(recipe.equation.shape)
+    record(
+        f"data set, {name}",
+        {"points": points, "batch": len(chunk), "trajectories_per_second": rate, "times": times},
+    )
+
+
+def test_memno_s_256_trajectories(record, green, tmp_path):
+    """N = 512, L = 64, T = 2.5, from nothing to a file, with as many processes as cores."""
+    green("datamodules/pde/test_kuramoto_sivashinsky.py")
+    times = tuple(np.linspace(0, 2.5, 26).tolist())
+    result = {}
+    for viscosity in (0.075, 0.15):
+        equation = KuramotoSivashinsky(viscosity=viscosity, band=(1, 8))
+        began = time.perf_counter()
+        folder = ensure(Recipe(equation, times, 256, 0).plan(tmp_path))
+        seconds = time.perf_counter() - began
+        half = Recipe(replace(equation, step=equation.step / 2), times, 256, 0)
+        pair = [
+            TrajectoryFiles([path / "data.hdf5"]) for path in (folder, ensure(half.plan(tmp_path)))
+        ]
+        gap = max(float(abs(pair[0].read(i) - pair[1].read(i)).max()) for i in range(256))
+        result[f"viscosity {viscosity}"] = {"seconds": seconds, "half_step_difference": gap}
+    record("data set, KS of MemNO, 256 trajectories", result)
+    for numbers in result.values():
+        assert numbers["seconds"] < 20
+        assert numbers["half_step_difference"] <= 1e-5
