@@ -25,7 +25,7 @@ class KuramotoSivashinsky(SpectralEquation):
         sizes: points of one or two axes.
         length: of every axis.
         viscosity: ν.
-        step: longest time step; 1.25e-3 is right to 1e-5 at t = 2.5 for ν ≥ .075 and a band up to 8.
+        step: longest time step; 1.25e-3 is right to 1e-5 at t = 2.5, ν ≥ .075 and a band up to 8.
         band: lowest and highest whole wavenumber of the initial states.
         waves: number of terms of the initial states.
         oversample: see SpectralEquation.
