@@ -13,6 +13,8 @@ from torch_geometric.data import Batch
 
 from datamodules.batching import GraphLoader, graph_loader
 
+SPLITS = ("train", "val", "test")
+
 
 class DataModule(L.LightningDataModule):
     """Three datasets, in batches whose order a resumed run continues exactly.

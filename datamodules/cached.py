@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Dataset
 
-from datamodules.base import GraphDataModule
+from datamodules.base import SPLITS, GraphDataModule
 from datamodules.cache_folder import CachePlan, damage, ensure
 from datamodules.errors import DataError
 from datamodules.graph_cache import GraphDataset, GraphTable
-
-SPLITS = ("train", "val", "test")
 
 
 class CachedDataModule(GraphDataModule):

@@ -7,7 +7,6 @@ RDKit is imported on first use only.
 """
 
 import multiprocessing
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
+from datamodules.cores import cores
 from datamodules.errors import DataError
 
 FEATURE_VERSION = 1
@@ -126,7 +126,7 @@ def smiles_to_arrays(smiles: Sequence[str], processes: int | None = None) -> Mol
     _chem()  # imported before any fork, so that no worker waits for an import lock
     chunks = [smiles[i : i + _CHUNK] for i in range(0, len(smiles), _CHUNK)] or [smiles]
     if processes is None:
-        processes = min(_available_cores(), 8)
+        processes = min(cores(), 8)
     processes = min(processes, len(chunks))
     if processes <= 1:
         return _concatenate([_featurise(chunk) for chunk in chunks])
@@ -185,12 +185,6 @@ def smiles_to_graph(smiles: str) -> Data:
     Source: `ogb.utils.smiles2graph`, arXiv:2005.00687.
     """
     return smiles_to_graphs([smiles], processes=1)[0]
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _featurise(smiles: Sequence[str]) -> MoleculeArrays:

@@ -26,6 +26,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
+from datamodules.cores import cores
 from errors import UserError, explain
 from ledger.claim import Run, key_of
 from report import device_name, provenance, save
@@ -137,8 +138,7 @@ def _slots(config: DictConfig, alone: bool) -> list[dict[str, str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     count = torch.cuda.device_count() if on_gpu else 0
     gpus = visible[:count] if any(visible) else range(count)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    places = [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in gpus] or [{}] * (cores or 1)
+    places = [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in gpus] or [{}] * cores()
     return places[:1] if alone else places
 
 

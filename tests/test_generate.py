@@ -10,14 +10,6 @@ from tests.running import ROOT
 from tools.generate import GROUP, load, names
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", names())
 def test_a_data_set_at_smoke_size(name, tmp_path):
     data = load(name, ["scale=smoke", f"data.cache_dir={tmp_path}", "data.samples=[1,1,1]"])

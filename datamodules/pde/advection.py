@@ -50,20 +50,19 @@ class Advection(Evolution):
 
     @property
     def coordinates(self) -> list[Tensor]:
-        return self.torus.points
+        return self.torus().points
 
-    @property
-    def torus(self) -> Torus:
+    def torus(self, device: torch.device | str = "cpu") -> Torus:
         """The points."""
-        return Torus((self.size,), (self.length,))
+        return Torus((self.size,), (self.length,), device)
 
     def initial(self, generator: torch.Generator) -> Tensor:
-        return sines(self.torus, generator, self.waves, self.band, (0.0, 1.0))
+        return sines(self.torus(), generator, self.waves, self.band, (0.0, 1.0))
 
     def solve(self, initial: Tensor, times: Sequence[float]) -> Tensor:
         check_times(times)
         check_states(self, initial, (1, self.size))
-        torus = Torus((self.size,), (self.length,), initial.device)
+        torus = self.torus(initial.device)
         v = torus.forward(initial)
         moved = [v * torch.exp(-self.speed * time * torus.gradient[0]) for time in times]
         return torus.inverse(torch.stack(moved, dim=1))

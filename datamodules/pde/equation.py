@@ -165,7 +165,7 @@ class SpectralEquation(Evolution):
 
     @property
     def coordinates(self) -> list[Tensor]:
-        return [torch.arange(n, dtype=torch.float64) * (self.length / n) for n in self.sizes]
+        return [x.flatten() for x in self.saved_torus().points]
 
     def torus(self, device: torch.device | str = "cpu") -> Torus:
         """The solver's own points."""

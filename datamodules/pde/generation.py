@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from datamodules.cache_folder import CachePlan, sync
+from datamodules.cores import cores
 from datamodules.pde.equation import Equation, Steady
 
 AT_ONCE = {1: 16, 2: 4, 3: 1}
@@ -63,13 +65,8 @@ class Recipe:
 
     def solve(self, samples: Sequence[int], device: str = "cpu") -> dict[str, np.ndarray]:
         """Solutions of some samples by dataset of the file, float32 [B, T, *shape]."""
-        threads = torch.get_num_threads()
-        # Sums in one order; and more threads are slower: what a step works on is small.
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             fields = self._solve(samples, device)
-        finally:
-            torch.set_num_threads(threads)
         return {name: field.float().cpu().numpy() for name, field in fields.items()}
 
     def _solve(self, samples: Sequence[int], device: str) -> dict[str, torch.Tensor]:
@@ -97,6 +94,17 @@ class Recipe:
         return CachePlan(cache_dir / "pde", name, self.key, about, fill, resumable=True)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order; and more threads are slower: what a step works on is small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def generator(seed: int, sample: int) -> torch.Generator:
     """The random numbers of one sample, which no other sample's depend on."""
     state = np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)
@@ -121,8 +129,7 @@ def solve_chunks(recipe: Recipe, parts: Path, processes: int | None, device: str
 def _solved(
     recipe: Recipe, parts: Path, chunks: list[range], processes: int | None, device: str
 ) -> Iterator[None]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = processes or cores or 1
+    workers = processes or cores()
     began = time.monotonic()
     while chunks:
         yield _solve_chunk(recipe, parts, chunks[0], device)
@@ -174,16 +181,16 @@ def assemble(recipe: Recipe, parts: Path, path: Path) -> None:
                 for name in fields:
                     field = fields[name]
                     if name not in file:
-                        _create(file, name, (recipe.samples, *field.shape[1:]), field.itemsize)
+                        _create(file, name, recipe.samples, field)
                     file[name][chunk.start : kept] = field[: kept - chunk.start]
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        sync(file)
 
 
-def _create(file: h5py.File, name: str, shape: tuple[int, ...], itemsize: int) -> None:
-    frame = itemsize * int(np.prod(shape[2:]))
-    frames = max(1, min(shape[1], STORAGE_CHUNK // frame))
-    file.create_dataset(name, shape, np.float32, chunks=(1, frames, *shape[2:]))
+def _create(file: h5py.File, name: str, samples: int, field: np.ndarray) -> None:
+    frames = min(field.shape[1], max(1, STORAGE_CHUNK // field[0, 0].nbytes))
+    chunk = (1, frames, *field.shape[2:])
+    file.create_dataset(name, (samples, *field.shape[1:]), field.dtype, chunks=chunk)
 
 
 def _by_name(equation: Equation, states: torch.Tensor) -> dict[str, torch.Tensor]:

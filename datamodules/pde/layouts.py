@@ -6,7 +6,6 @@ asked for, and no more than that.
 Sources: Takamoto et al., PDEBench, arXiv:2210.07182; Ohana et al., The Well, arXiv:2412.00568.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ import h5py
 import numpy as np
 
 from datamodules.errors import DataError, one_line
-
-AXES = "xyz"
 
 
 class Layout(ABC):
@@ -44,8 +41,12 @@ class Layout(ABC):
         """Every `stride`-th point of some frames, [T, C, *points]."""
 
     def read_input(self, sample: int, stride: int) -> np.ndarray:
-        """Every `stride`-th point of the inputs, [len(inputs), *points]."""
-        raise NotImplementedError
+        """Every `stride`-th point of the inputs, [len(inputs), *points]; here there are none."""
+        return np.empty((0, *(len(range(0, n, stride)) for n in self.shape)), np.float32)
+
+    def points(self, stride: int) -> tuple[slice, ...]:
+        """Index of every `stride`-th point along every axis."""
+        return (slice(None, None, stride),) * len(self.shape)
 
 
 class PDEBench(Layout):
@@ -72,12 +73,11 @@ class PDEBench(Layout):
         self.times = times[: self.frames]
 
     def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
-        points = (slice(None, None, stride),) * len(self.shape)
-        return np.stack([field[(sample, frames, *points)] for field in self.fields], axis=1)
+        place = (sample, frames, *self.points(stride))
+        return np.stack([field[place] for field in self.fields], axis=1)
 
     def read_input(self, sample: int, stride: int) -> np.ndarray:
-        points = (slice(None, None, stride),) * len(self.shape)
-        return np.stack([field[(sample, *points)] for field in self.given])
+        return np.stack([field[(sample, *self.points(stride))] for field in self.given])
 
 
 class PDEBenchGroups(Layout):
@@ -92,8 +92,7 @@ class PDEBenchGroups(Layout):
         self.times = np.asarray(self.groups[0]["grid/t"], np.float64)
 
     def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
-        points = (slice(None, None, stride),) * len(self.shape)
-        return np.moveaxis(self.groups[sample]["data"][(frames, *points)], -1, 1)
+        return np.moveaxis(self.groups[sample]["data"][(frames, *self.points(stride))], -1, 1)
 
 
 class TheWell(Layout):
@@ -162,8 +161,6 @@ def _attribute(holder: Any, name: str, default: Sequence[str]) -> list[str]:
     value = holder.attrs.get(name)
     if value is None:
         return list(default)
-    if isinstance(value, str):
-        return json.loads(value)
     return [v.decode() if isinstance(v, bytes) else str(v) for v in value]
 
 

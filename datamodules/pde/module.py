@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.base import DataModule
+from datamodules.base import SPLITS, DataModule
 from datamodules.cache_folder import ensure
 from datamodules.errors import DataError
 from datamodules.pde.equation import Equation, Steady
@@ -17,7 +17,6 @@ from datamodules.pde.layouts import TrajectoryFiles
 from datamodules.pde.views import Normaliser, ObservationNoise, Sampling, Statistics, Windows
 
 FIRST_BYTES = 2**20
-SPLITS = ("train", "val", "test")
 
 
 class PDEDataModule(DataModule):
@@ -111,10 +110,12 @@ class PDEDataModule(DataModule):
         self.seed, self.processes, self.device = seed, processes, device
         self.times: tuple[float, ...] = ()
         if not isinstance(equation, Steady):
-            self.times = tuple(torch.linspace(first_time, last_time, frames).double().tolist())
+            times = torch.linspace(first_time, last_time, frames, dtype=torch.float64)
+            self.times = tuple(times.tolist())
         self.history, self.horizon, self.rollout = history, horizon, rollout
         self.sampling = Sampling(space_stride, time_stride, method)
         self.noise, self.normalise = noise, normalise
+        self._paths: list[Path] | None = None
         self._files: TrajectoryFiles | None = None
         self.normaliser: Normaliser | None = None
         self.input_normaliser: Normaliser | None = None
@@ -138,6 +139,11 @@ class PDEDataModule(DataModule):
 
     def paths(self) -> list[Path]:
         """The files with the trajectories; those of `generated` are made where they are missing."""
+        if self._paths is None:  # checking a large file takes as long as reading it
+            self._paths = self._find()
+        return self._paths
+
+    def _find(self) -> list[Path]:
         if self.source_used == "generated":
             plan = self.recipe.plan(self.cache_dir, self.processes, self.device)
             return [ensure(plan) / "data.hdf5"]

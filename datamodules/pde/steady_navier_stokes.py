@@ -59,7 +59,11 @@ class SteadyNavierStokes(Steady):
 
     @property
     def coordinates(self) -> list[Tensor]:
-        return [torch.arange(n, dtype=torch.float64) * (self.length / n) for n in self.sizes]
+        return [x.flatten() for x in self.torus().points]
+
+    def torus(self, device: torch.device | str = "cpu") -> Torus:
+        """The points."""
+        return Torus(self.sizes, (self.length, self.length), device)
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """A vorticity, [1, *sizes]."""
@@ -83,7 +87,7 @@ class SteadyNavierStokes(Steady):
                 f"{', '.join(map(str, self.sizes))}] in float64, got {list(initial.shape)} in "
                 f"{initial.dtype}."
             )
-        torus = Torus(self.sizes, (self.length, self.length), initial.device)
+        torus = self.torus(initial.device)
         v = torus.forward(initial)
         carried = velocity(initial[:, 0], self.length) * torus.inverse(v * torus.slopes)
         forcing = carried.sum(dim=1, keepdim=True)

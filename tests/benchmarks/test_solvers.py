@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from datamodules.cache_folder import ensure
-from datamodules.pde.generation import Recipe, generator
+from datamodules.pde.generation import Recipe, one_thread
 from datamodules.pde.gray_scott import GrayScott
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
 from datamodules.pde.layouts import TrajectoryFiles
@@ -124,13 +124,11 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def alone():
     """Ours solves on one thread, as in generation, where every core has a process of its own;
     exponax takes all cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 def peer(stepper, steps: int) -> Callable:
@@ -151,8 +149,7 @@ def test_as_fast_as_exponax_and_equal(name, record, green):
     equation, stepper_of, batches, until, sign = CASES[name]
     rows, step = [], equation.step
     steps = round(until / step)
-    draws = [equation.initial(generator(0, i)) for i in range(max(batches))]
-    start = torch.stack(draws)
+    start = Recipe(equation, (), max(batches), 0).draw(range(max(batches)))
     ours = equation.solve(start[:2].to(DEVICE), [until])[:, 0].cpu()
     run, torus = peer(stepper_of(equation, until / steps), steps), equation.torus()
     kept = torus.inverse(torus.forward(start[:2]) * torus.kept)

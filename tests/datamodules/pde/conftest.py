@@ -1,12 +1,11 @@
 """Solvers as the data module runs them: one thread each."""
 
 import pytest
-import torch
+
+from datamodules.pde.generation import one_thread
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone():
+    with one_thread():
+        yield

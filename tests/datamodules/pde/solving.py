@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 
 from datamodules.pde.equation import SpectralEquation
-from datamodules.pde.generation import generator
+from datamodules.pde.generation import Recipe
 
 
 def start(equation, samples: int = 2, seed: int = 0) -> torch.Tensor:
     """Initial states of the first samples, [B, C, *points]."""
-    return torch.stack([equation.initial(generator(seed, i)) for i in range(samples)])
+    return Recipe(equation, (), samples, seed).draw(range(samples))
 
 
 def orders_in_time(equation: SpectralEquation, until: float, steps: int) -> list[float]:
