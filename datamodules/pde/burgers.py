@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from datamodules.pde.equation import SpectralEquation
-from datamodules.pde.random_fields import gaussian, sines
+from datamodules.pde.random_fields import SineState, gaussian
 from datamodules.pde.torus import Torus, resample
 
 
@@ -32,26 +32,6 @@ class GaussianState:
         """float64 [1, *points]."""
         covariance = self.variance * (self.shift**2 - torus.laplacian) ** -self.power
         return gaussian(torus, generator, covariance.sqrt(), 1)
-
-
-@dataclass(frozen=True)
-class SineState:
-    """Initial states Σ_i A_i sin(2π n_i x / length + φ_i), A ~ U(0, 1), φ ~ U(0, 2π).
-
-    Args:
-        waves: number of terms.
-        band: lowest and highest n.
-
-    Source: Takamoto et al., PDEBench, NeurIPS 2022, arXiv:2210.07182, app. D; those of its states
-    that are cut by a window or folded to their absolute value are left out.
-    """
-
-    waves: int = 2
-    band: tuple[int, int] = (1, 8)
-
-    def draw(self, torus: Torus, generator: torch.Generator) -> Tensor:
-        """float64 [1, *points]."""
-        return sines(torus, generator, self.waves, self.band, (0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -95,4 +75,7 @@ class Burgers(SpectralEquation):
         return lambda v: torus.forward(torus.inverse(v).square_()).mul_(half_slope)
 
     def initial(self, generator: torch.Generator) -> Tensor:
+        if isinstance(self.start, SineState):
+            # Known between the saved points too: interpolated, kinks and windows would ring.
+            return self.start.draw(self.torus(), generator)
         return resample(self.start.draw(self.saved_torus(), generator), self.torus().sizes)

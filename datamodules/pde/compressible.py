@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from datamodules.errors import DataError
 from datamodules.pde.equation import Evolution, SolverError, check_states, check_times
-from datamodules.pde.random_fields import sines, uniform
+from datamodules.pde.random_fields import fold_and_cut, sines, uniform
 from datamodules.pde.torus import Torus
 
 WINDOW_EDGE = 0.005
@@ -27,17 +27,17 @@ def log_uniform(generator: torch.Generator, interval: tuple[float, float], *shap
 class RandomSines:
     """Initial states of which each field is a sum of sines A sin(2πnx/L + φ), A ~ U(0, 1).
 
-    A sum's absolute value is taken with the probability `folded`, it is negated with ½ and is cut
-    to a window with the probability `windowed`. The velocity is such a sum; density and pressure
-    are one that is scaled to [0, 1], times an amplitude, plus an offset, both log-uniform.
+    Some of the sums are folded or cut to a window, see `fold_and_cut`. The velocity is such a sum;
+    density and pressure are one that is scaled to [0, 1], times an amplitude, plus an offset, both
+    log-uniform.
 
     Args:
         waves: number of terms.
         band: lowest and highest n.
         density: interval of its amplitude, and of its offset.
         pressure: the same.
-        folded: see above.
-        windowed: see above.
+        folded: probability of the absolute value.
+        windowed: probability of the window.
         left: where a window begins, uniform, over the length.
         right: where it ends.
 
@@ -70,16 +70,8 @@ class RandomSines:
         torus = Torus((2 * cells,), (1.0,))
         x = torus.points[0][1::2]
         u = sines(torus, generator, self.waves, self.band, (0.0, 1.0))[0, 1::2]
-        left, right = uniform(generator, *self.left, 1), uniform(generator, *self.right, 1)
-        fold, negate, window = uniform(generator, 0, 1, 3).tolist()
-        if fold < self.folded:
-            u = u.abs()
-        if negate < 0.5:
-            u = -u
-        if window < self.windowed:
-            edges = torch.tanh((x - left) / WINDOW_EDGE) - torch.tanh((x - right) / WINDOW_EDGE)
-            u = u * edges / 2
-        return u
+        chances = (self.folded, self.windowed)
+        return fold_and_cut(u, x, generator, *chances, self.left, self.right, WINDOW_EDGE)
 
     def _positive(
         self, u: Tensor, interval: tuple[float, float], generator: torch.Generator

@@ -2,9 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
-from datamodules.pde.random_fields import gaussian, sines, uniform
+from datamodules.errors import DataError
+from datamodules.pde.random_fields import SineState, gaussian, sines, uniform
 from datamodules.pde.torus import Torus, resample
 
 
@@ -73,3 +75,36 @@ def test_the_phases_of_sines_fill_a_turn():
     phase = torch.angle(torch.fft.rfft(v)[:, 1])
     counts = torch.histc(phase, 8, -math.pi, math.pi)
     assert (counts / 250 - 1).abs().max() < 0.25
+
+
+def test_pdebench_s_states_are_folded_and_cut_as_often_as_is_said():
+    """A fold leaves one sign where waves have a mean of zero, a window zeros at both ends."""
+    torus, generator = Torus((256,), (3.0,)), rng()
+    states = torch.cat([SineState().draw(torus, generator) for _ in range(2000)])
+    cut = (states[:, :10].abs().amax(dim=1) < 1e-3) & (states[:, -10:].abs().amax(dim=1) < 1e-3)
+    folded = states.amin(dim=1) * states.amax(dim=1) > -1e-9
+    for chance in (cut, folded):
+        assert 0.08 < chance.double().mean() < 0.12
+    signs = states[folded].mean(dim=1).sign()
+    assert abs(signs.mean()) < 0.25
+    assert 0.2 < (cut[folded].double().mean() / cut.double().mean()) < 2  # independent
+
+
+def test_a_window_is_where_it_is_said_to_be():
+    torus = Torus((1000,), (5.0,))
+    law = SineState(1, (1, 1), folded=0, windowed=1, left=(0.2, 0.2), right=(0.7, 0.7), edge=0.01)
+    state = law.draw(torus, rng())[0]
+    x = torus.points[0] / 5
+    drawn = sines(torus, rng(), 1, (1, 1), (0.0, 1.0))[0]
+    window = (torch.tanh((x - 0.2) / 0.01) - torch.tanh((x - 0.7) / 0.01)) / 2
+    torch.testing.assert_close(state.abs(), (drawn * window).abs())
+    fine = law.draw(Torus((3000,), (5.0,)), rng())[0]
+    torch.testing.assert_close(fine[::3], state)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"waves": 0}, {"band": (3, 1)}, {"band": (1,)}, {"folded": 1.1}, {"edge": 0.0}]
+)
+def test_laws_without_sense_are_refused(wrong):
+    with pytest.raises(DataError, match="SineState needs"):
+        SineState(**wrong)
