@@ -1,6 +1,5 @@
 """The masked resolvent product Y = ((I − A)⁻¹ ⊙ C Bᵀ) V on a ragged batch of graphs."""
 
-import functools
 import logging
 from typing import Literal
 
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.resolvent.backends import Backend, can_be_checked, choose_backend
+from kernels.backends import Backend, can_be_checked, choose_backend, log_choice
 from kernels.resolvent.chain import ChainPlan, bidirectional_chain
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.elimination import Elimination, eliminate
@@ -105,7 +104,9 @@ def resolvent(
     """
     check_terms(mode, terms)
     able = mode != "neumann" and not refine
-    backend = choose_backend(backend, (edge_weight, B, C, V), able)
+    backend = choose_backend(
+        backend, (edge_weight, B, C, V), able, "the exact modes without refinement"
+    )
     if backend == "triton":
         _check(edge_index, edge_weight, B, C, V)
         return _by_triton(edge_index, edge_weight, B, C, V, ptr, plan, mode, form)
@@ -132,7 +133,7 @@ def _by_triton(
     inputs = (edge_index, edge_weight, B, C, V)
     if isinstance(plan, ChainPlan | GridPlan):
         _check_no_form(plan, form, 0)
-        _log_choice("triton", type(plan).__name__, V.device.type)
+        log_choice("resolvent", "triton", type(plan).__name__, V.device.type)
         return plan.resolvent(*inputs, backend="triton")
     if plan is None:
         plan = _make_plan(edge_index, V, ptr, mode)
@@ -141,7 +142,7 @@ def _by_triton(
         _lay_out(plan, V.device)
     if form == "auto":
         form = faster_form_on_gpu(plan, B.shape[1], *V.shape[1:])
-    _log_choice("triton", f"{mode}, {form} form", V.device.type)
+    log_choice("resolvent", "triton", f"{mode}, {form} form", V.device.type)
     compute = triton_backend.row_form if form == "row" else triton_backend.state_form
     return compute(*inputs, schedule=plan.schedule)
 
@@ -185,34 +186,24 @@ def _elsewhere(
         inputs = (edge_index, *(t.to(dtype) for t in (edge_weight, B, C, V)))
         if backend == "reference":
             check_edges(edge_index, ptr)
-            _log_choice(backend, mode, V.device.type)
+            log_choice("resolvent", backend, mode, V.device.type)
             return resolvent_reference(*inputs, ptr=ptr, terms=terms).to(V.dtype)
         if mode == "neumann":
             check_edges(edge_index, ptr)
-            _log_choice("torch", mode, V.device.type)
+            log_choice("resolvent", "torch", mode, V.device.type)
             return neumann_form(*inputs, batch=Ragged(ptr, V.shape[0]), terms=terms).to(V.dtype)
         if isinstance(plan, ChainPlan | GridPlan):
             _check_no_form(plan, form, refine)
-            _log_choice("torch", type(plan).__name__, V.device.type)
+            log_choice("resolvent", "torch", type(plan).__name__, V.device.type)
             return plan.resolvent(*inputs, backend="torch").to(V.dtype)
         if plan is None:
             plan = _make_plan(edge_index, V, ptr, mode)
         _check_plan(plan, edge_index, V, mode)
         if form == "auto":
             form = faster_form(plan, B.shape[1], *V.shape[1:])
-        _log_choice("torch", f"{mode}, {form} form", V.device.type)
+        log_choice("resolvent", "torch", f"{mode}, {form} form", V.device.type)
         compute = {"row": row_form, "state": state_form}[form]
         return compute(*inputs, plan=plan.on(V.device), refine=refine).to(V.dtype)
-
-
-def _log_choice(backend: str, mode: str, device: str) -> None:
-    if not torch.compiler.is_compiling():
-        _log_once(backend, mode, device)
-
-
-@functools.cache
-def _log_once(backend: str, mode: str, device: str) -> None:
-    log.info("resolvent: backend %s, mode %s on %s", backend, mode, device)
 
 
 def _batch_boundaries(ptr: Tensor | None, V: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.resolvent.backends import Backend, can_be_checked, choose_backend
+from kernels.backends import Backend, can_be_checked, choose_backend
 
 # Numbers per temporary array: large enough to feed the cores, small enough to stay near them.
 CPU_TILE, GPU_TILE = 2**19, 2**27
@@ -63,7 +63,7 @@ def chain_resolvent(
     """
     nodes = V.shape[0]
     plan = ChainPlan((nodes,)) if plan is None else plan
-    backend = choose_backend(backend, (weight, B, C, V), able=chunk is None)
+    backend = choose_backend(backend, (weight, B, C, V), chunk is None, "chains without chunk")
     if chunk is None:
         chunk = 64 if B.shape[-1] * V.shape[-1] >= 2048 else 32
     if weight.shape != V.shape[:2] or B.shape != C.shape or B.shape[0] != nodes:

@@ -7,15 +7,14 @@ python -m kernels.resolvent.cost      fits it on this machine and rewrites cost.
 """
 
 import json
-import platform
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kernels.cost import Amounts, fit, median_seconds, seconds
 from kernels.resolvent.plan import Plan
 
 PATH = Path(__file__).with_name("cost.json")
@@ -44,7 +43,7 @@ def faster_form(plan: Plan, state: int, heads: int, head_dim: int) -> str:
     """
     unit = FITTED["cpu"]["seconds"]
     size = (state, heads, head_dim)
-    return min(FORMS, key=lambda form: _seconds(amounts(plan, *size, form), unit))
+    return min(FORMS, key=lambda form: seconds(amounts(plan, *size, form), unit))
 
 
 def faster_form_on_gpu(plan: Plan, state: int, heads: int, head_dim: int) -> str:
@@ -52,7 +51,7 @@ def faster_form_on_gpu(plan: Plan, state: int, heads: int, head_dim: int) -> str
     if heads * plan.schedule.numbers > MOST_NUMBERS:
         return "state"
     size = (state, heads, head_dim)
-    row, by_state = (_seconds(amounts_on_gpu(plan, *size, form), GPU_UNIT) for form in FORMS)
+    row, by_state = (seconds(amounts_on_gpu(plan, *size, form), GPU_UNIT) for form in FORMS)
     return "row" if row <= by_state else "state"
 
 
@@ -61,7 +60,7 @@ def best_front(plan: Plan) -> int:
     if plan.triangular:
         return 0  # one sweep solves the system
     left = plan.nodes_left()
-    return min(FRONTS, key=lambda front: _seconds(_in_turn(*depth(left, front), 2), GPU_UNIT))
+    return min(FRONTS, key=lambda front: seconds(_in_turn(*depth(left, front), 2), GPU_UNIT))
 
 
 def depth(left: Int[Tensor, "G rounds"], front: int) -> tuple[int, int, int]:
@@ -78,11 +77,7 @@ def depth(left: Int[Tensor, "G rounds"], front: int) -> tuple[int, int, int]:
     return int((left > front).sum(1).max()), -(-most // tile), tile
 
 
-def _seconds(amount: dict[str, int], unit: dict[str, float]) -> float:
-    return sum(unit[term] * number for term, number in amount.items())
-
-
-def amounts(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> dict[str, int]:
+def amounts(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> Amounts:
     """What a forward and a backward pass take: launches, bytes moved, FLOP of matrix products."""
     by_row = form == "row"
     solves = 2 if by_row else 3
@@ -95,7 +90,7 @@ def amounts(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> dic
     }
 
 
-def amounts_on_gpu(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> dict[str, int]:
+def amounts_on_gpu(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> Amounts:
     """The same of the Triton kernels, and what their programs do one after the other."""
     schedule = plan.schedule
     by_row = form == "row"
@@ -116,7 +111,7 @@ def _touched(plan: Plan, solves: int) -> int:
     return solves * (2 * plan.num_entries + 3 * plan.num_nodes) + 2 * len(plan.edge_value)
 
 
-def _in_turn(levels: int, tiles: int, tile: int, solves: int) -> dict[str, int]:
+def _in_turn(levels: int, tiles: int, tile: int, solves: int) -> Amounts:
     """Steps of a factorisation and some solves."""
     return {
         "levels": (1 + 2 * solves) * levels,
@@ -126,9 +121,7 @@ def _in_turn(levels: int, tiles: int, tile: int, solves: int) -> dict[str, int]:
     }
 
 
-def measure(
-    device: str, seconds_a_form: float = 0.5
-) -> Iterator[tuple[dict[str, int], float, str]]:
+def measure(device: str, seconds_a_form: float = 0.5) -> Iterator[tuple[Amounts, float, str]]:
     """Amounts, measured median seconds, and what was measured, on a range of shapes."""
     from kernels.resolvent import spec  # it imports this module by way of the op
 
@@ -152,12 +145,13 @@ def measure(
         for form in FORMS:
             for amount, plan, variant in _variants(inputs, form, size, device):
                 label = f"{len(graphs)} x {graphs[0][0].__name__} of {graphs[0][1]}, {form}"
-                yield amount, _median(inputs, plan, form, seconds_a_form), label + variant
+                took = median_seconds(passes(inputs, plan, form), seconds_a_form)
+                yield amount, took, label + variant
 
 
 def _variants(
     inputs: dict, form: str, size: tuple[int, int, int], device: str
-) -> Iterator[tuple[dict[str, int], Plan, str]]:
+) -> Iterator[tuple[Amounts, Plan, str]]:
     """Amounts and plans: on a GPU with several sizes of the front."""
     from kernels.resolvent.plan import make_plan
     from kernels.resolvent.schedule import make_schedule
@@ -171,49 +165,20 @@ def _variants(
         yield amounts_on_gpu(plan, *size, form), plan, f", front {front}"
 
 
-def _median(inputs: dict, plan: Plan, form: str, budget: float) -> float:
-    """Median seconds of a forward and a backward pass, within about `budget` seconds in all."""
+def passes(inputs: dict, plan: Plan, form: str) -> Callable[[], object]:
+    """A forward and a backward pass."""
     from kernels.resolvent import resolvent
 
     names = ("edge_weight", "B", "C", "V")
     tensors = {name: inputs[name].requires_grad_() for name in names}
-    times = []
-    while len(times) < 4 or sum(times) < budget:
-        begin = time.perf_counter()
+
+    def call() -> object:
         y = resolvent(**(inputs | tensors), plan=plan, form=form)
-        torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
-        if y.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return sorted(times[1:])[len(times[1:]) // 2]
+        return torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
 
-
-def fit() -> None:
-    """Fit seconds per unit, non-negative, to relative errors, and write them."""
-    import numpy as np
-    from scipy.optimize import nnls
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, times = [], []
-    for amount, seconds, label in measure(device):
-        print(f"{1e3 * seconds:9.2f} ms  {label}", flush=True)
-        rows.append(amount)
-        times.append(seconds)
-    terms = list(rows[0])
-    weighted = np.array([list(row.values()) for row in rows]) / np.array(times)[:, None]
-    unit, _ = nnls(weighted, np.ones(len(times)))
-    errors = np.abs(weighted @ unit - 1)
-    FITTED[device] = {
-        "seconds": {term: float(f"{u:.3g}") for term, u in zip(terms, unit, strict=True)},
-        "median_relative_error": round(float(np.median(errors)), 3),
-        "machine": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-    }
-    PATH.write_text(json.dumps(FITTED, indent=2) + "\n")
-    print(json.dumps(FITTED[device], indent=2))
+    return call
 
 
 if __name__ == "__main__":
-    fit()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    fit(measure(device), device, PATH)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.resolvent.backends import Backend, can_be_checked, choose_backend
+from kernels.backends import Backend, can_be_checked, choose_backend
 from kernels.resolvent.chain import (
     chain_matrix,
     chain_matrix_adjoint,
@@ -80,7 +80,8 @@ def grid_resolvent(
         raise ValueError(f"form must be 'auto', 'row' or 'state', got {form!r}.")
     inputs = (left, top, B, C, V)
     able = form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU
-    backend = choose_backend(backend, inputs, able)
+    knows = f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states"
+    backend = choose_backend(backend, inputs, able, knows)
     if not V.numel():
         return torch.zeros_like(V)
     if backend == "triton":

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kernels.resolvent.backends import can_be_checked
+from kernels.backends import can_be_checked
 from kernels.resolvent.elimination import Elimination, Order, eliminate, join, starts_of_groups
 from kernels.resolvent.ragged import Ragged
 

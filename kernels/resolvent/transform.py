@@ -4,7 +4,7 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from kernels.resolvent.backends import HAS_TRITON
+from kernels.backends import HAS_TRITON
 from kernels.resolvent.elimination import PASSES, SLACK, Elimination, eliminate
 from kernels.resolvent.plan import Plan, make_plan
 from kernels.resolvent.schedule import schedule_of

@@ -1,6 +1,8 @@
-"""Which code computes the resolvent: Triton kernels, vectorised torch, or the reference."""
+"""Which code computes an op: Triton kernels, vectorised torch, or the reference."""
 
+import functools
 import importlib.util
+import logging
 from typing import Literal
 
 import torch
@@ -10,13 +12,14 @@ Backend = Literal["auto", "torch", "triton", "reference"]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool = True) -> str:
+def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool, knows: str) -> str:
     """The backend that is meant: by default Triton's kernels on a GPU, wherever they can do it.
 
     Args:
         backend: what was asked for.
         tensors: the inputs with numbers.
         able: whether there are kernels for what is to be computed.
+        knows: what there are kernels for, for people.
 
     Raises:
         ValueError: there is no such backend, or it cannot do it.
@@ -29,13 +32,21 @@ def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool = T
     if backend == "auto":
         return "triton" if able and HAS_TRITON and tensors[-1].is_cuda else "torch"
     if backend == "triton" and not able:
-        raise ValueError(
-            "backend='triton' knows the exact modes without refinement or chunk, grids of up to 64 "
-            "columns by their states, and no float64: leave backend out."
-        )
+        raise ValueError(f"backend='triton' knows {knows}, and no float64: leave backend out.")
     return backend
 
 
 def can_be_checked(x: Tensor) -> bool:
     """Whether a look at numbers costs no wait for a GPU, and is no break in a compiled graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def log_choice(op: str, backend: str, how: str, device: str) -> None:
+    """Say once how an op is computed."""
+    if not torch.compiler.is_compiling():
+        _log_once(op, backend, how, device)
+
+
+@functools.cache
+def _log_once(op: str, backend: str, how: str, device: str) -> None:
+    logging.getLogger(f"kernels.{op}").info("backend %s, %s on %s", backend, how, device)

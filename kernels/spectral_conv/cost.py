@@ -1,0 +1,135 @@
+"""Which form of the spectral convolution is faster: units of work, their seconds fitted per device.
+
+python -m kernels.spectral_conv.cost      fits it on this machine and rewrites cost.json
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from kernels.cost import Amounts, fit, median_seconds, seconds
+
+PATH = Path(__file__).with_name("cost.json")
+FORMS = ("dft", "fft")
+SHAPES = (  # samples, channels, points, modes
+    (16, 32, (256,), (16,)),
+    (16, 32, (1024,), (16,)),
+    (16, 32, (8192,), (16,)),
+    (16, 32, (1024,), (64,)),
+    (16, 32, (1023,), (128,)),
+    (8, 32, (32, 32), (8, 8)),
+    (4, 32, (64, 64), (12, 12)),
+    (4, 64, (64, 64), (16, 16)),
+    (4, 64, (64, 64), (24, 24)),
+    (8, 32, (85, 85), (12, 12)),
+    (8, 16, (127, 127), (12, 12)),
+    (4, 64, (128, 128), (16, 16)),
+    (4, 32, (128, 128), (32, 32)),
+    (4, 32, (128, 128), (60, 60)),
+    (2, 64, (256, 256), (16, 16)),
+    (2, 16, (256, 256), (64, 64)),
+    (2, 16, (32, 32, 32), (8, 8, 8)),
+    (1, 16, (64, 64, 64), (8, 8, 8)),
+    (1, 16, (64, 64, 48), (16, 16, 16)),
+)
+
+
+def faster_form(shape: Sequence[int], modes: Sequence[int], joint: bool, device: str) -> str:
+    """The form that is expected to take less time, forward and backward.
+
+    Args:
+        shape: [B, C, *points] of the field.
+        modes: kept on every axis, as the weight counts them.
+        joint: one transform along all axes, not one along each by itself.
+        device: `cpu` or `cuda`; a GPU that nobody has fitted takes the units of a CPU.
+    """
+    return _faster_form(tuple(shape), tuple(modes), joint, device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _faster_form(shape: tuple[int, ...], modes: tuple[int, ...], joint: bool, device: str) -> str:
+    unit = _fitted().get(device, _fitted()["cpu"])["seconds"]
+    batch, points = math.prod(shape[:2]), shape[2:]
+    if joint:
+        fields = [(batch, points, modes)]
+    else:
+        every = batch * math.prod(points)
+        fields = [(every // N, (N,), (K,)) for N, K in zip(points, modes, strict=True)]
+
+    def expected(form: str) -> float:
+        return sum(seconds(amounts(*field, form), unit) for field in fields)
+
+    return min(FORMS, key=expected)
+
+
+@functools.cache
+def _fitted() -> dict:
+    return json.loads(PATH.read_text())
+
+
+def amounts(fields: int, points: Sequence[int], modes: Sequence[int], form: str) -> Amounts:
+    """What the transforms of some fields to their modes and back take, forward and backward.
+
+    A fast transform along an axis takes points · log₂ points of the lines that are left, and more
+    by the largest prime factor where that is above 7.
+    """
+    flop = steps = 0
+    outer, kept = fields * math.prod(points[:-1]), 1  # lines are outer · kept
+    for axis in reversed(range(len(points))):
+        N, K = points[axis], modes[axis]
+        # A real line takes two products with real waves, a complex one four.
+        flop += 2 * outer * kept * N * K * (2 if kept == 1 else 4)
+        steps += outer * kept * N * math.log2(max(2, N)) * _roughness(N)
+        kept *= K
+        outer //= points[axis - 1] if axis else 1
+    by_fft = form == "fft"
+    return {
+        "dft": 0 if by_fft else 1,
+        "dft_flop": 0 if by_fft else 4 * flop,
+        "dft_numbers": 0 if by_fft else fields * math.prod(points),
+        "fft": 1 if by_fft else 0,
+        "fft_steps": int(4 * steps) if by_fft else 0,
+        "fft_numbers": fields * math.prod(points) if by_fft else 0,
+    }
+
+
+def _roughness(number: int) -> float:
+    """How much longer a fast transform takes for the prime factors above 7."""
+    largest, factor = 1, 2
+    while factor * factor <= number:
+        while number % factor == 0:
+            largest, number = max(largest, factor), number // factor
+        factor += 1
+    largest = max(largest, number)
+    return 1.0 if largest <= 7 else 2.0
+
+
+def measure(device: str, seconds_a_form: float = 0.5) -> Iterator[tuple[Amounts, float, str]]:
+    """Amounts, measured median seconds, and what was measured, on a range of shapes.
+
+    Depthwise, so that the products of the modes, which the forms share, hardly count.
+    """
+    from kernels.spectral_conv import spectral_conv
+
+    for samples, channels, points, modes in SHAPES:
+        x = torch.randn(samples, channels, *points, device=device, requires_grad=True)
+        modes = tuple(2 * m for m in modes[:-1]) + modes[-1:]
+        weight = torch.randn(*modes, 2, channels, device=device, requires_grad=True)
+        for form in FORMS:
+
+            def call(x=x, weight=weight, form=form) -> object:
+                y = spectral_conv(x, weight, form=form, backend="torch")
+                return torch.autograd.grad(y, [x, weight], torch.ones_like(y))
+
+            took = median_seconds(call, seconds_a_form)
+            label = f"{samples} x {channels} x {points}, {modes}, {form}"
+            yield amounts(samples * channels, points, modes, form), took, label
+
+
+if __name__ == "__main__":
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    fit(measure(device), device, PATH)
