@@ -6,7 +6,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -251,14 +250,6 @@ def with_plan(case) -> dict:
         inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
         schedule_of(inputs["plan"])
     return inputs
-
-
-@pytest.fixture
-def _no_shape_checks():
-    """torch.compile cannot look through what checks shapes while testing."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("_no_shape_checks")
