@@ -15,11 +15,12 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from kernels import resolvent_matrix
+from lit_models.callbacks.cadence import is_due
 from lit_models.chimera_graph import ChimeraLayer, edge_weights
 
 
 class GraphPictures(Callback):
-    """Draws a few fixed validation graphs after validation epochs.
+    """Draws a few fixed validation graphs, by the weights that are validated.
 
     Molecules (where the data carry SMILES) with true and predicted labels; for models with Chimera
     layers also the distribution of every Δ, and |L| of one graph, first and last layer, beside its
@@ -36,11 +37,10 @@ class GraphPictures(Callback):
         self.every_n_epochs, self.graphs, self.nodes = every_n_epochs, graphs, nodes
 
     @rank_zero_only
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.fit_loop.epoch_loop.global_step == 0 or not (
-            last or trainer.current_epoch % self.every_n_epochs == 0
-        ):
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # Averaged weights are in place now; when the epoch ends, they are taken away before this
+        # callback's turn.
+        if not is_due(trainer, self.every_n_epochs):
             return
         dataset = trainer.datamodule.val_dataset
         sizes = torch.tensor([graph.num_nodes for graph in dataset])
