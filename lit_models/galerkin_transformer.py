@@ -3,12 +3,16 @@
 Shapes: B samples, C channels, n points, as one axis or as `*points`, d coordinates of a point.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_models.layers.channel_mlp import ChannelMLP
 from lit_models.layers.coordinates import Coordinates
+from lit_models.layers.spectral import SpectralConv
 
 NORMED = {"galerkin": ("keys", "values"), "fourier": ("queries", "keys")}
 INITIAL = 1e-2
@@ -103,10 +107,33 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(x))
 
 
-class GalerkinTransformer(nn.Module):
-    """Points with their coordinates through blocks of attention, then a point-wise network.
+class SpectralRegressor(nn.Module):
+    """Half as many channels, two spectral convolutions of them, then an MLP at every point.
 
-    Any number of points, of any resolution: sums over points are means.
+    Source: Cao, arXiv:2105.14995, with GELU for its SiLU.
+    """
+
+    def __init__(self, inputs: int, width: int, outputs: int, modes: Sequence[int]):
+        super().__init__()
+        self.narrow = nn.Conv1d(inputs, width // 2, 1)
+        self.convs = nn.ModuleList(
+            SpectralConv(width // 2, width // 2, modes, skip=True) for _ in range(2)
+        )
+        self.mlp = ChannelMLP(width // 2, 2 * width, outputs)
+
+    def forward(self, x: Float[Tensor, "B C *points"]) -> Float[Tensor, "B D *points"]:
+        points = x.shape[2:]
+        x = self.narrow(x.flatten(2)).unflatten(2, points)
+        for conv in self.convs:
+            x = conv(x, "gelu")
+        return self.mlp(x)
+
+
+class GalerkinTransformer(nn.Module):
+    """Points with their coordinates through blocks of attention, then a regressor.
+
+    Any number of points, of any resolution: sums over points are means. But for a spectral
+    regressor, points are a set.
 
     Args:
         in_channels, out_channels: of the fields.
@@ -115,11 +142,14 @@ class GalerkinTransformer(nn.Module):
         layers: number of blocks.
         heads: that divide the width.
         attention: `galerkin` or `fourier`, see LinearAttention.
-        coordinates: see Coordinates.
+        modes: of the spectral regressor, one number an axis, see SpectralConv; None for a
+            regressor that is an MLP at every point.
+        coordinates: `periodic`, `closed` (both ends are points) or None, see Coordinates.
         dropout: probability, in blocks.
 
     Raises:
-        ValueError: if the width is no multiple of heads, or the attention of no known kind.
+        ValueError: if the width is no multiple of heads, the attention of no known kind, or modes
+            are not one an axis; in `forward`, for an axis of fewer than 2m points.
 
     Source: Cao, arXiv:2105.14995, here without its convolutions before and after the blocks, which
     are for one resolution.
@@ -135,6 +165,7 @@ class GalerkinTransformer(nn.Module):
         layers: int = 4,
         heads: int = 1,
         attention: str = "galerkin",
+        modes: Sequence[int] | None = None,
         coordinates: str | None = "periodic",
         dropout: float = 0.0,
     ):
@@ -144,26 +175,32 @@ class GalerkinTransformer(nn.Module):
                 "Expected a width that is a multiple of heads and attention 'galerkin' or "
                 f"'fourier', got width={width}, heads={heads}, attention={attention!r}."
             )
+        if modes is not None and len(modes) != axes:
+            raise ValueError(f"Expected modes of {axes} axes or None, got {list(modes)}.")
         self.coordinates = Coordinates(coordinates)
         beside = self.coordinates.channels(axes)
         self.lift = nn.Linear(in_channels + beside, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, beside, attention, dropout) for _ in range(layers)
         )
-        self.regressor = nn.Sequential(
-            nn.Linear(width + beside, 2 * width), nn.GELU(), nn.Linear(2 * width, out_channels)
+        self.regressor: nn.Module = (
+            ChannelMLP(width + beside, 2 * width, out_channels)
+            if modes is None
+            else SpectralRegressor(width + beside, width, out_channels, modes)
         )
 
     def forward(self, x: Float[Tensor, "B C *points"]) -> Float[Tensor, "B D *points"]:
-        flat, position = (field.flatten(2).transpose(1, 2) for field in (x, self.coordinates.of(x)))
-        values = self.of_points(flat, position)
-        return values.transpose(1, 2).unflatten(2, x.shape[2:])
+        values, position = (
+            field.flatten(2).transpose(1, 2) for field in (x, self.coordinates.of(x))
+        )
+        features = torch.cat([self.encode(values, position), position], dim=-1)
+        return self.regressor(features.transpose(1, 2).unflatten(2, x.shape[2:]))
 
-    def of_points(
+    def encode(
         self, values: Float[Tensor, "B n C"], position: Float[Tensor, "B n d"]
-    ) -> Float[Tensor, "B n D"]:
-        """For points wherever they are, in any order."""
+    ) -> Float[Tensor, "B n width"]:
+        """Of points wherever they are, in any order."""
         x = self.lift(torch.cat([values, position], dim=-1))
         for block in self.blocks:
             x = block(x, position)
-        return self.regressor(torch.cat([x, position], dim=-1))
+        return x

@@ -55,15 +55,16 @@ def test_the_order_of_the_points_does_not_matter_but_their_place_does(kind):
     disturb(net)
     values, position = torch.randn(2, 30, 2).double(), torch.rand(2, 30, 2).double()
     order = torch.randperm(30)
-    y = net.of_points(values, position)
-    torch.testing.assert_close(net.of_points(values[:, order], position[:, order]), y[:, order])
-    assert (net.of_points(values, position[:, order]) - y).abs().max() > 1e-3
+    y = net.encode(values, position)
+    torch.testing.assert_close(net.encode(values[:, order], position[:, order]), y[:, order])
+    assert (net.encode(values, position[:, order]) - y).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("axes", POINTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_learns(axes, kind):
-    net = make(axes, attention=kind)
+@pytest.mark.parametrize("spectral", [False, True])
+def test_every_parameter_learns(axes, kind, spectral):
+    net = make(axes, attention=kind, modes=[1] * axes if spectral else None)
     y = net(torch.randn(2, 2, *POINTS[axes]))
     assert y.shape == (2, 3, *POINTS[axes])
     (y * torch.randn_like(y)).sum().backward()
@@ -72,8 +73,9 @@ def test_every_parameter_learns(axes, kind):
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_every_part_changes_the_output():
-    net, x = make(), torch.randn(1, 2, 6, 6)
+@pytest.mark.parametrize("modes", [None, (2, 2)])
+def test_every_part_changes_the_output(modes):
+    net, x = make(modes=modes), torch.randn(1, 2, 6, 6)
     disturb(net)
     with torch.no_grad():
         before = net(x)
@@ -93,10 +95,12 @@ def test_every_point_hears_every_point():
     assert ((net(other) - net(x)).abs().amax(dim=1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("coordinates", ["periodic", "closed"])
-def test_a_smooth_field_has_the_same_answer_at_another_resolution(coordinates):
+@pytest.mark.parametrize(
+    ("coordinates", "modes"), [("periodic", None), ("closed", None), ("periodic", (4,))]
+)
+def test_a_smooth_field_has_the_same_answer_at_another_resolution(coordinates, modes):
     """The mean over n points of a smooth periodic function, or a closed one's, hardly changes."""
-    net = make(1, coordinates=coordinates).double()
+    net = make(1, coordinates=coordinates, modes=modes).double()
     disturb(net)
 
     def answer(n: int) -> torch.Tensor:
@@ -141,3 +145,5 @@ def test_one_point_and_what_does_not_fit():
         make(heads=3)
     with pytest.raises(ValueError, match="softmax"):
         make(attention="softmax")
+    with pytest.raises(ValueError, match="2 axes"):
+        make(modes=[4])
