@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from errors import explain
 from tests.running import ROOT
-from tools.generate import GROUP, load, names
+from tools.generate import GROUP, load, main, names
 
 
 @pytest.mark.parametrize("name", names())
@@ -44,6 +45,13 @@ def test_the_command(tmp_path):
     assert len(list(tmp_path.glob("pde/*/data.hdf5"))) == 1
 
 
+def test_windows_are_no_affair_of_the_command(tmp_path, monkeypatch, capsys):
+    words = ["advection", "scale=smoke", f"data.cache_dir={tmp_path}", "data.frames=1"]
+    monkeypatch.setattr(sys, "argv", ["generate", *words])
+    main()
+    assert "8 × 1 states of u on 64 points" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -58,6 +66,21 @@ def test_what_does_not_exist_is_said_in_one_sentence(words, message, tmp_path):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.equation.sizes=64", "Burgers needs as sizes a list"),
+        ("data.equation.viscosity=low", "burgers cannot be made so"),
+        ("+data.equation.speed=1", "unexpected keyword argument 'speed'"),
+        ("data.source=official", "leave it generated"),
+    ],
+)
+def test_values_of_another_kind_are_said_in_one_sentence(override, message):
+    with pytest.raises(Exception, match=r"\w") as caught:
+        load("burgers", [override])
+    assert message in explain(caught.value)
 
 
 def test_every_config_says_what_it_is():

@@ -7,6 +7,7 @@ import argparse
 import time
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from datamodules.pde.module import PDEDataModule
@@ -25,13 +26,24 @@ def load(name: str, overrides: list[str]) -> PDEDataModule:
     """The data module of a config of configs/data/pde.
 
     Raises:
-        UserError: there is no such config.
+        UserError: there is no such config, or a value of another kind than it expects.
     """
     if name not in names():
         raise UserError(f"there is no PDE {name!r}: choose one of {', '.join(names())}.")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("generate", [f"data=pde/{name}", *overrides])
-    return instantiate(cfg.data, _convert_="all")
+    if cfg.data.source != "generated":
+        raise UserError(
+            f"`make data` solves equations, got data.source={cfg.data.source}: leave it generated."
+        )
+    try:
+        return instantiate(cfg.data, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, TypeError):
+            raise UserError(
+                f"{name} cannot be made so ({error.__cause__}): see configs/data/pde/{name}.yaml."
+            ) from error
+        raise
 
 
 def main() -> None:
@@ -44,12 +56,12 @@ def main() -> None:
     began = time.monotonic()
     (path,) = data.paths()
     seconds = time.monotonic() - began
-    data.setup()
     frames = len(data.times) or 1
     shape = "×".join(map(str, data.equation.shape))
+    channels = ", ".join(data.equation.channels)
     print(
-        f"{path}: {sum(data.samples):,} × {frames} states of {', '.join(data.channels)} on {shape} "
-        f"points, {path.stat().st_size / 2**20:,.1f} MiB, in {seconds:.0f} s.\n"
+        f"{path}: {sum(data.samples):,} × {frames} states of {channels} on {shape} points, "
+        f"{path.stat().st_size / 2**20:,.1f} MiB, in {seconds:.0f} s.\n"
         "PDEBench's layout: first those for test, then for validation, then for training."
     )
 

@@ -144,11 +144,18 @@ class SpectralEquation(Evolution):
     oversample: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", tuple(self.sizes))
-        if min(self.sizes) < 8 or self.step <= 0 or self.length <= 0 or self.oversample < 1:
+        name = type(self).__name__
+        if not isinstance(self.sizes, Sequence) or not self.sizes:
             raise DataError(
-                f"{type(self).__name__} needs at least 8 points an axis, a positive step and "
-                f"length, and an oversample of 1 or more, got {self.key}."
+                f"{name} needs as sizes a list, of one number of points an axis, got {self.sizes}."
+            )
+        object.__setattr__(self, "sizes", tuple(self.sizes))
+        whole = all(isinstance(n, int) for n in (*self.sizes, self.oversample))
+        few = not whole or min(self.sizes) < 8 or self.oversample < 1
+        if few or self.step <= 0 or self.length <= 0:
+            raise DataError(
+                f"{name} needs at least 8 points an axis, a positive step and length, and a whole "
+                f"oversample of 1 or more, got {self.key}."
             )
 
     @abstractmethod

@@ -3,11 +3,17 @@
 import json
 import multiprocessing
 import os
+import threading
 import time
+import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ from tqdm import tqdm
 
 from datamodules.cache_folder import CachePlan, sync
 from datamodules.cores import cores
+from datamodules.errors import DataError, one_line
 from datamodules.pde.equation import Equation, Steady
 
 AT_ONCE = {1: 16, 2: 4, 3: 1}
@@ -86,9 +93,11 @@ class Recipe:
         """
 
         def fill(ready: Path, parts: Path) -> dict[str, Any]:
+            check_device(device)
+            check_seeds(self)
             solve_chunks(self, parts, processes, device)
-            assemble(self, parts, ready / "data.hdf5")
-            return {"samples": self.samples}
+            assemble(self, parts, ready / "data.hdf5", device)
+            return {"samples": self.samples, "solved_on": torch.device(device).type}
 
         name, about = type(self.equation).__name__, {"source": "generated"}
         return CachePlan(cache_dir / "pde", name, self.key, about, fill, resumable=True)
@@ -107,13 +116,42 @@ def one_thread() -> Iterator[None]:
 
 def generator(seed: int, sample: int) -> torch.Generator:
     """The random numbers of one sample, which no other sample's depend on."""
+    return torch.Generator().manual_seed(_start(seed, sample))
+
+
+def _start(seed: int, sample: int) -> int:
     state = np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    return int(state[0] >> np.uint64(1))
+
+
+def check_seeds(recipe: Recipe) -> None:
+    """Refuse a seed that gives two samples one initial state, of which one might be for testing.
+
+    PyTorch's generator starts from the lower 32 bits alone: of 10,000 samples this has a chance of
+    about one in a hundred.
+    """
+    starts = {_start(recipe.seed, i) % 2**32 for i in range(recipe.samples)}
+    if len(starts) < recipe.samples:
+        raise DataError(
+            f"{recipe.samples - len(starts)} of {recipe.samples} trajectories of data.seed="
+            f"{recipe.seed} would repeat others' random numbers: choose another data.seed."
+        )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there or has no float64."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise DataError(
+            f"data.device={device} cannot solve in float64 here ({one_line(error)}): use cpu, or "
+            "cuda where PyTorch sees a GPU."
+        ) from error
 
 
 def solve_chunks(recipe: Recipe, parts: Path, processes: int | None, device: str) -> None:
     """Leave one file for every chunk in a folder, but for those that are there."""
-    missing = [c for c in recipe.chunks if not _part(parts, c).is_file()]
+    missing = [c for c in recipe.chunks if not _part(parts, c, device).is_file()]
     size = len(recipe.chunks[0])
     with tqdm(
         total=len(recipe.chunks) * size,
@@ -135,24 +173,46 @@ def _solved(
         yield _solve_chunk(recipe, parts, chunks[0], device)
         chunks = chunks[1:]
         # Processes take seconds to start.
-        if workers > 1 and device == "cpu" and time.monotonic() - began > PATIENCE_SECONDS:
+        if (
+            workers > 1
+            and torch.device(device).type == "cpu"
+            and time.monotonic() - began > PATIENCE_SECONDS
+        ):
             break
     if not chunks:
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(workers, len(chunks)), context) as pool:
+    with ProcessPoolExecutor(min(workers, len(chunks)), context, _end_with_parent) as pool:
         futures = [pool.submit(_solve_chunk, recipe, parts, chunk, device) for chunk in chunks]
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"A process that solved {type(recipe.equation).__name__} was killed, perhaps for "
+                f"want of memory: lower data.processes (now {workers}) and start again, what is "
+                "solved is kept."
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _end_with_parent() -> None:
+    """Have this process end with its parent, which if killed leaves it waiting for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _solve_chunk(recipe: Recipe, parts: Path, chunk: range, device: str) -> None:
     fields = recipe.solve(chunk, device)
-    path = _part(parts, chunk)
+    path = _part(parts, chunk, device)
     partial = path.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as file:
         np.savez(file, **fields)
@@ -160,11 +220,25 @@ def _solve_chunk(recipe: Recipe, parts: Path, chunk: range, device: str) -> None
     partial.replace(path)
 
 
-def _part(parts: Path, chunk: range) -> Path:
-    return parts / f"{chunk.start:08d}.npz"
+def _part(parts: Path, chunk: range, device: str) -> Path:
+    # Kinds of devices round differently: what one has begun no other goes on with.
+    return parts / f"{chunk.start:08d}-{torch.device(device).type}.npz"
 
 
-def assemble(recipe: Recipe, parts: Path, path: Path) -> None:
+def _load(recipe: Recipe, parts: Path, chunk: range, device: str) -> dict[str, np.ndarray]:
+    """A chunk's fields, solved again if its file has been damaged since."""
+    path = _part(parts, chunk, device)
+    try:
+        with np.load(path) as fields:
+            return dict(fields)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        warnings.warn(f"{path} is damaged: its trajectories are solved again.", stacklevel=2)
+    _solve_chunk(recipe, parts, chunk, device)
+    with np.load(path) as fields:
+        return dict(fields)
+
+
+def assemble(recipe: Recipe, parts: Path, path: Path, device: str) -> None:
     """One file in PDEBench's layout from the chunks, the same bytes whenever and wherever made."""
     equation = recipe.equation
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
@@ -177,12 +251,10 @@ def assemble(recipe: Recipe, parts: Path, path: Path) -> None:
             file["t-coordinate"] = np.array(recipe.times)
         for chunk in recipe.chunks:
             kept = min(chunk.stop, recipe.samples)
-            with np.load(_part(parts, chunk)) as fields:
-                for name in fields:
-                    field = fields[name]
-                    if name not in file:
-                        _create(file, name, recipe.samples, field)
-                    file[name][chunk.start : kept] = field[: kept - chunk.start]
+            for name, field in _load(recipe, parts, chunk, device).items():
+                if name not in file:
+                    _create(file, name, recipe.samples, field)
+                file[name][chunk.start : kept] = field[: kept - chunk.start]
     with path.open("rb") as file:
         sync(file)
 

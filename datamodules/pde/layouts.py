@@ -6,8 +6,9 @@ asked for, and no more than that.
 Sources: Takamoto et al., PDEBench, arXiv:2210.07182; Ohana et al., The Well, arXiv:2412.00568.
 """
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class PDEBenchGroups(Layout):
     """One group a sample, `0000`, `0001`, …, with `data` [T, *points, C] and `grid/t`."""
 
     def __init__(self, file: h5py.File):
-        self.groups = [file[key] for key in sorted(file)]
+        self.groups = [file[key] for key in sorted(file, key=int)]
         self.samples, self.inputs = len(self.groups), []
         self.frames, *points, channels = self.groups[0]["data"].shape
         self.shape = tuple(points)
@@ -194,12 +195,14 @@ class TrajectoryFiles:
         paths: files of one kind.
 
     Raises:
-        DataError: a file cannot be read, or they do not hold the same fields on the same points.
+        DataError: a file cannot be read, now or later, or they do not hold the same fields on the
+            same points.
     """
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = list(paths)
         self._open: list[Layout] | None = None
+        self._process = os.getpid()
         first, *rest = self.layouts
         self.channels, self.inputs = first.channels, first.inputs
         self.shape, self.frames, self.times = first.shape, first.frames, first.times
@@ -214,7 +217,9 @@ class TrajectoryFiles:
 
     @property
     def layouts(self) -> list[Layout]:
-        """The open files."""
+        """The open files, of this process: a fork shares its parent's with every other fork."""
+        if self._process != os.getpid():
+            self._open, self._process = None, os.getpid()
         if self._open is None:
             self._open = [open_layout(path) for path in self.paths]
         return self._open
@@ -227,14 +232,19 @@ class TrajectoryFiles:
 
     def read(self, sample: int, frames: slice = slice(None), stride: int = 1) -> np.ndarray:
         """See Layout.read."""
-        layout, local = self._find(sample)
-        return layout.read(local, frames, stride)
+        return self._of(sample, lambda layout, local: layout.read(local, frames, stride))
 
     def read_input(self, sample: int, stride: int = 1) -> np.ndarray:
         """See Layout.read_input."""
-        layout, local = self._find(sample)
-        return layout.read_input(local, stride)
+        return self._of(sample, lambda layout, local: layout.read_input(local, stride))
 
-    def _find(self, sample: int) -> tuple[Layout, int]:
+    def _of(self, sample: int, read: Callable[[Layout, int], np.ndarray]) -> np.ndarray:
         place = int(np.searchsorted(self.ends, sample, side="right"))
-        return self.layouts[place], sample - (int(self.ends[place - 1]) if place else 0)
+        local = sample - (int(self.ends[place - 1]) if place else 0)
+        try:
+            return read(self.layouts[place], local)
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(
+                f"Cannot read trajectory {local} of {self.paths[place]} ({one_line(error)}): the "
+                "file is damaged, fetch or make it again."
+            ) from error

@@ -53,8 +53,9 @@ class PDEDataModule(DataModule):
         coordinates: float64, one per axis: where the points are, as far as the equation says.
 
     Raises:
-        DataError: arguments that do not fit, files that cannot be read or hold too few samples, a
-            solution that is not to be trusted.
+        DataError: arguments that do not fit each other or the equation, files that cannot be read,
+            hold too few samples or numbers that are not finite, a solution that is not to be
+            trusted.
     """
 
     def __init__(
@@ -94,15 +95,33 @@ class PDEDataModule(DataModule):
             raise DataError(
                 "data.source=official needs data.data_dir and data.file, generated data have none."
             )
-        if len(samples) != len(SPLITS) or min(samples) < 1 or (limit is not None and limit < 1):
+        several = isinstance(samples, Sequence) and len(samples) == len(SPLITS)
+        if not several or not all(map(_positive, samples)):
             raise DataError(
-                "data.samples are three positive numbers (train, validation, test), data.limit is "
-                f"positive or null; got {list(samples)} and {limit}."
+                f"data.samples are three positive numbers (train, validation, test), got {samples}."
+            )
+        counts = {"history": history, "space_stride": space_stride, "time_stride": time_stride}
+        optional = {"horizon": horizon, "rollout": rollout, "limit": limit, "processes": processes}
+        counts |= {"frames": frames}
+        counts |= {name: value for name, value in optional.items() if value is not None}
+        for name, value in counts.items():
+            if not _positive(value):
+                null = " or null" if name in optional else ""
+                raise DataError(f"data.{name} is a positive whole number{null}, got {value}.")
+        if seed < 0:
+            raise DataError(f"data.seed is 0 or more, got {seed}.")
+        if noise is not None and not isinstance(noise, ObservationNoise):
+            raise DataError(
+                "data.noise is null or a datamodules.pde.views.ObservationNoise with its std, got "
+                f"{noise!r}."
             )
         if method not in ("point", "spectral"):
             raise DataError(f"data.method is point or spectral, got {method!r}.")
-        if min(history, space_stride, time_stride) < 1 or min(horizon or 1, rollout or 1) < 1:
-            raise DataError("data.history, horizon, rollout and the strides are positive.")
+        if method == "spectral" and equation is not None and not equation.periodic:
+            raise DataError(
+                f"data.method=spectral is for periodic fields, {type(equation).__name__}'s are "
+                "not: set data.method=point."
+            )
         self.equation, self.samples, self.limit = equation, tuple(samples), limit
         self.source_used, self.file = source, file
         self.cache_dir = Path(cache_dir).expanduser()
@@ -115,6 +134,8 @@ class PDEDataModule(DataModule):
         self.history, self.horizon, self.rollout = history, horizon, rollout
         self.sampling = Sampling(space_stride, time_stride, method)
         self.noise, self.normalise = noise, normalise
+        if source == "generated":
+            self._check_points(equation.shape)
         self._paths: list[Path] | None = None
         self._files: TrajectoryFiles | None = None
         self.normaliser: Normaliser | None = None
@@ -135,6 +156,8 @@ class PDEDataModule(DataModule):
 
     def prepare_data(self) -> None:
         """Solve what is not solved yet; called by one process a machine."""
+        if self.times:
+            self._check_frames(len(self.times))
         self.paths()
 
     def paths(self) -> list[Path]:
@@ -163,20 +186,17 @@ class PDEDataModule(DataModule):
             raise DataError(
                 f"{self.task} has {len(files)} trajectories, data.samples asks for {self.samples}."
             )
-        frames = self.sampling.frames(files.frames)
-        longest = self.history + max(self.horizon or 1, self.rollout or 1)
-        if not files.inputs and longest > frames:
-            raise DataError(
-                f"{self.task} has {frames} frames after the time stride, windows need {longest}: "
-                "lower data.history, data.horizon or data.rollout."
-            )
+        self._check_points(files.shape)
+        if not files.inputs:
+            self._check_frames(files.frames)
         chosen = self._split()
         axes = len(files.shape)
         states, given = Statistics(axes), Statistics(axes)
         for sample in chosen["train"]:
-            states.add(self.sampling.states(files, sample, 0, frames))
+            for block in self.sampling.blocks(files, sample):
+                states.add(self._finite(block, sample))
             if files.inputs:
-                given.add(self.sampling.given(files, sample))
+                given.add(self._finite(self.sampling.given(files, sample), sample))
         self.normaliser = states.normaliser()
         self.input_normaliser = given.normaliser() if files.inputs else None
         for split in SPLITS:
@@ -198,8 +218,12 @@ class PDEDataModule(DataModule):
     @property
     def coordinates(self) -> list[Tensor]:
         """float64, one per axis: where the points are that are left."""
+        if self.source_used == "official":
+            raise DataError(
+                "data.source=official does not say where points are: the file's documentation does."
+            )
         assert self.equation is not None
-        return [x[:: self.sampling.space_stride] for x in self.equation.coordinates]
+        return [self.sampling.coordinates(x) for x in self.equation.coordinates]
 
     @property
     def fingerprint(self) -> str:
@@ -217,6 +241,37 @@ class PDEDataModule(DataModule):
         digest.update(json.dumps(seen).encode())
         return digest.hexdigest()[:12]
 
+    def _check_frames(self, frames: int) -> None:
+        frames = self.sampling.frames(frames)
+        longest = self.history + max(self.horizon or 1, self.rollout or 1)
+        if longest > frames:
+            raise DataError(
+                f"{self.task} has {frames} frames after the time stride, windows need {longest}: "
+                "lower data.history, data.horizon or data.rollout."
+            )
+
+    def _check_points(self, shape: Sequence[int]) -> None:
+        stride, points = self.sampling.space_stride, "×".join(map(str, shape))
+        if min(self.sampling.shape(shape)) < 2:
+            raise DataError(
+                f"data.space_stride={stride} leaves a single point of {points}: lower it."
+            )
+        periodic = self.equation is not None and self.equation.periodic
+        if periodic and self.sampling.method == "point" and any(n % stride for n in shape):
+            raise DataError(
+                f"data.space_stride={stride} does not divide {points} points, so those left would "
+                "not be equally spaced around a periodic axis: choose a divisor, or "
+                "data.method=spectral."
+            )
+
+    def _finite(self, field: Tensor, sample: int) -> Tensor:
+        if not field.isfinite().all():
+            raise DataError(
+                f"Training trajectory {sample} of {self.task} has NaN or infinite values: remove "
+                "it from the file, or make the file again."
+            )
+        return field
+
     def _split(self) -> dict[str, list[int]]:
         chosen, first = {}, 0
         for split, count in zip(reversed(SPLITS), reversed(self.samples), strict=True):
@@ -224,3 +279,7 @@ class PDEDataModule(DataModule):
             chosen[split] = [first + i * count // kept for i in range(kept)]
             first += count
         return chosen
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and value >= 1

@@ -1,7 +1,7 @@
 """Windows of trajectories, as a network sees them: fewer points and frames, noisy, normalised."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.errors import DataError
 from datamodules.pde.layouts import TrajectoryFiles
 from datamodules.pde.torus import resample
+
+BLOCK_VALUES = 2**22
+"""Of a trajectory so many values are read at once where all of them are needed: it may not fit."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,21 @@ class Sampling:
     def given(self, files: TrajectoryFiles, sample: int) -> Tensor:
         """float32 [1, len(inputs), *points]: what a steady problem's solution depends on."""
         return self._sampled(files.read_input(sample, self._stride)[None], files.shape)
+
+    def blocks(self, files: TrajectoryFiles, sample: int) -> Iterator[Tensor]:
+        """All that is left of a sample's states, some consecutive frames at a time."""
+        frames = self.frames(files.frames)
+        count = max(1, BLOCK_VALUES // (len(files.channels) * math.prod(files.shape)))
+        for first in range(0, frames, count):
+            yield self.states(files, sample, first, min(count, frames - first))
+
+    def coordinates(self, points: Tensor) -> Tensor:
+        """Where the points are that are left of equally spaced ones along an axis."""
+        if self.method == "point":
+            return points[:: self.space_stride]
+        (left,) = self.shape(points.shape)
+        width = (points[1] - points[0]) * len(points) / left
+        return points[0] + width * torch.arange(left, dtype=points.dtype)
 
     @property
     def _stride(self) -> int:
@@ -129,6 +148,12 @@ class ObservationNoise:
     std: float
     target: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.std >= 0 or self.seed < 0:
+            raise DataError(
+                f"data.noise has a std and a seed of 0 or more, got {self.std} and {self.seed}."
+            )
 
     def __call__(self, field: Tensor, normaliser: Normaliser, sample: int, first: int) -> Tensor:
         """[T, C, *points] with noise, its frames numbered from `first`."""

@@ -43,7 +43,11 @@ def test_other_shapes_and_types_are_refused(state):
 
 
 @pytest.mark.parametrize(
-    "change", [{"sizes": (4,)}, {"step": 0.0}, {"length": -1.0}, {"oversample": 0}]
+    "change",
+    [
+        *({"sizes": (4,)}, {"sizes": (32.5,)}, {"step": 0.0}, {"length": -1.0}),
+        *({"oversample": 0}, {"oversample": 1.5}),
+    ],
 )
 def test_parameters_without_sense_are_refused(change):
     with pytest.raises(DataError, match="needs at least 8 points"):
@@ -79,3 +83,9 @@ def test_time_zero_saves_the_modes_that_are_kept():
 
 def test_the_key_tells_the_solver_s_version():
     assert EQUATION.key["solver"] == SOLVER_VERSION
+
+
+@pytest.mark.parametrize("sizes", [64, ()])
+def test_sizes_that_are_no_list_are_refused(sizes):
+    with pytest.raises(DataError, match="needs as sizes a list, of one number of points an axis"):
+        replace(EQUATION, sizes=sizes)

@@ -1,6 +1,7 @@
 """A file of trajectories: the same bytes however it came about."""
 
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -15,12 +16,15 @@ import pytest
 import torch
 
 from datamodules.cache_folder import ensure
+from datamodules.errors import DataError
 from datamodules.pde import generation
-from datamodules.pde.equation import SolverError
+from datamodules.pde.compressible import CompressibleNavierStokes
+from datamodules.pde.equation import Evolution, SolverError, SpectralEquation
 from datamodules.pde.generation import Recipe
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
 from datamodules.pde.layouts import TrajectoryFiles
 from tests.running import ROOT
+from tools.generate import load, names
 
 SMALL = KuramotoSivashinsky(sizes=(32,), length=16.0, viscosity=0.3, step=0.01)
 TIMES = (0.0, 0.1, 0.2)
@@ -35,6 +39,17 @@ if __name__ == "__main__":
     ensure(slow.plan(Path(sys.argv[1]), processes=1))
 """
 
+SOLVERS = """
+import sys
+from pathlib import Path
+from datamodules.cache_folder import ensure
+from datamodules.pde import generation
+from tests.datamodules.pde.test_generation import slow
+if __name__ == "__main__":
+    generation.PATIENCE_SECONDS = 0
+    ensure(slow.plan(Path(sys.argv[1]), processes=2))
+"""
+
 
 @dataclass(frozen=True)
 class Slow(KuramotoSivashinsky):
@@ -42,6 +57,16 @@ class Slow(KuramotoSivashinsky):
 
     def solve(self, initial, times):
         time.sleep(0.1)
+        return super().solve(initial, times)
+
+
+@dataclass(frozen=True)
+class Killed(KuramotoSivashinsky):
+    """Is killed where another process solves it."""
+
+    def solve(self, initial, times):
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().solve(initial, times)
 
 
@@ -139,3 +164,100 @@ def test_draws_do_not_touch_the_global_random_state():
     first, second = (RECIPE.draw([0, 7]) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_damaged_part_is_solved_again(tmp_path):
+    whole = made(RECIPE, tmp_path / "whole", processes=1)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    generation.solve_chunks(RECIPE, parts, 1, "cpu")
+    first, second, third = sorted(parts.glob("*.npz"))
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:-50])
+    content = bytearray(third.read_bytes())
+    content[len(content) // 2] ^= 1
+    third.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged: its trajectories are solved again") as said:
+        generation.assemble(RECIPE, parts, tmp_path / "data.hdf5", "cpu")
+    assert sum("solved again" in str(warning.message) for warning in said) == 3
+    assert digest(tmp_path / "data.hdf5") == digest(whole)
+
+
+def test_no_device_goes_on_with_what_another_kind_has_solved(tmp_path):
+    names = [generation._part(tmp_path, range(16), device) for device in ("cpu", "cpu:0", "cuda")]
+    assert names[0] == names[1] != names[2]
+
+
+def test_solvers_end_with_the_process_that_was_killed(tmp_path):
+    """They wait on a pipe whose other end they hold themselves."""
+    process = subprocess.Popen([sys.executable, "-c", SOLVERS, str(tmp_path)], cwd=ROOT)
+    folder, deadline = tmp_path / "pde", time.monotonic() + 100
+    while len(list(folder.glob(".*.parts/*.npz"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    descendants = descendants_of(process.pid)
+    assert len(descendants) >= 3  # the server of forks and two solvers
+    process.kill()
+    process.wait()
+    while any(map(alive, descendants)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, descendants))
+
+
+def descendants_of(process: int) -> list[int]:
+    found = []
+    for line in subprocess.check_output(["ps", "-e", "-o", "pid=,ppid="], text=True).splitlines():
+        child, parent = map(int, line.split())
+        if parent == process:
+            found += [child, *descendants_of(child)]
+    return found
+
+
+def alive(process: int) -> bool:
+    status = subprocess.run(
+        ["ps", "-p", str(process), "-o", "stat="], capture_output=True, text=True
+    )
+    return status.stdout.strip()[:1] not in ("", "Z")
+
+
+def test_a_killed_solver_is_one_sentence_and_what_is_solved_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "PATIENCE_SECONDS", 0)
+    with pytest.raises(DataError, match=r"was killed.*lower data.processes \(now 2\)"):
+        made(Recipe(Killed(**vars(SMALL)), TIMES, 40, seed=0), tmp_path, processes=2)
+    assert len(list(tmp_path.glob("pde/.*.parts/*.npz"))) == 1
+
+
+def test_a_seed_that_repeats_initial_states_is_refused(tmp_path):
+    """One of the first 2000 samples of this seed has the lower 32 bits of another."""
+    generation.check_seeds(Recipe(SMALL, TIMES, 2000, seed=271))
+    recipe = Recipe(SMALL, TIMES, 2000, seed=272)
+    drawn = {torch.rand(1, generator=generation.generator(272, i)).item() for i in range(2000)}
+    assert len(drawn) == 1999
+    with pytest.raises(DataError, match=r"1 of 2000 trajectories of data.seed=272 would repeat"):
+        made(recipe, tmp_path, processes=1)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(device, tmp_path):
+    with pytest.raises(DataError, match=f"data.device={device} cannot solve in float64 here"):
+        made(RECIPE, tmp_path, device=device)
+
+
+def test_another_name_of_the_device_solves_the_same_bytes(tmp_path):
+    paths = [made(RECIPE, tmp_path / name, device=name) for name in ("cpu", "cpu:0")]
+    assert digest(paths[0]) == digest(paths[1])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in names() if isinstance(load(name, []).equation, Evolution)]
+)
+def test_solvers_work_where_their_states_are(name, monkeypatch):
+    """Tensors without data mix with those of the CPU as little as a GPU's do."""
+    monkeypatch.setattr(SpectralEquation, "check", lambda *_: None)  # reads numbers
+    equation = load(name, ["scale=smoke"]).equation
+    start = equation.initial(generation.generator(0, 0))[None].to("meta")
+    if isinstance(equation, CompressibleNavierStokes):  # its number of steps depends on the data
+        assert equation.change(equation.conserved(start)).device.type == "meta"
+    else:
+        got = equation.solve(start, [0.0, getattr(equation, "step", 1.0)])
+        assert got.device.type == "meta"
+        assert got.shape == (1, 2, len(equation.channels), *equation.shape)

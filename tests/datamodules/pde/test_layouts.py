@@ -1,5 +1,6 @@
 """Files of PDEBench and The Well, fabricated here as their papers describe them."""
 
+import multiprocessing
 import pickle
 
 import h5py
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import DataError
+from datamodules.pde import layouts
 from datamodules.pde.layouts import TrajectoryFiles, open_layout
 
 RNG = np.random.default_rng(0)
@@ -131,3 +133,56 @@ def test_what_is_no_such_file_is_said(tmp_path):
             file["tensor"] = fields(2, 3, n)
     with pytest.raises(DataError, match="other fields, points or frames"):
         TrajectoryFiles([tmp_path / "a.h5", tmp_path / "b.h5"])
+
+
+def test_a_fork_opens_the_files_for_itself(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["tensor"] = u = fields(5, 4, 8)
+    data = TrajectoryFiles([tmp_path / "a.hdf5"])
+    opened, queue = data.layouts, multiprocessing.get_context("fork").SimpleQueue()
+
+    def read() -> None:
+        opens = []
+        original = layouts.open_layout
+        monkeypatch.setattr(
+            layouts, "open_layout", lambda path: (opens.append(path), original(path))[1]
+        )
+        queue.put((data.read(3), data.layouts is opened, len(opens)))
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    states, shared, opens = queue.get()
+    process.join()
+    np.testing.assert_array_equal(states[:, 0], u[3])
+    assert not shared
+    assert opens == 1
+    assert data.layouts is opened
+
+
+def test_samples_of_groups_are_in_the_order_of_their_numbers(tmp_path):
+    u = fields(12, 2, 6, 1)
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        for i, sample in enumerate(u):
+            file[f"{i}/data"], file[f"{i}/grid/t"] = sample, np.arange(2.0)
+    data = TrajectoryFiles([tmp_path / "groups.h5"])
+    np.testing.assert_array_equal(data.read(2)[:, 0], u[2, ..., 0])
+
+
+def test_damage_that_is_found_while_reading_is_said(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("tensor", data=fields(5, 4, 64), chunks=(1, 4, 64), fletcher32=True)
+        place = file["tensor"].id.get_chunk_info(3).byte_offset
+    with (tmp_path / "a.hdf5").open("r+b") as file:
+        file.seek(place)
+        file.write(b"damage")
+    data = TrajectoryFiles([tmp_path / "a.hdf5"])
+    data.read(2)
+    with pytest.raises(DataError, match=r"Cannot read trajectory 3 of .*a.hdf5 .*is damaged"):
+        data.read(3)
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        for i in range(2):
+            file[f"{i}/grid/t"] = np.arange(2.0)
+        file["0/data"] = fields(2, 6, 1)
+    data = TrajectoryFiles([tmp_path / "groups.h5"])
+    with pytest.raises(DataError, match=r"Cannot read trajectory 1 of .*groups.h5"):
+        data.read(1)

@@ -1,11 +1,16 @@
 """Windows of trajectories: which points, frames, samples, and in which units."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
 from datamodules.errors import DataError
+from datamodules.pde import views
+from datamodules.pde.compressible import CompressibleNavierStokes
+from datamodules.pde.darcy import Darcy
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
 from datamodules.pde.module import PDEDataModule
 from datamodules.pde.views import ObservationNoise
@@ -161,6 +166,17 @@ def test_fingerprints_tell_views_apart(cache):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"horizon": 0}, "data.horizon is a positive whole number or null, got 0"),
+        ({"rollout": 0}, "data.rollout is a positive whole number or null, got 0"),
+        ({"history": 1.5}, "data.history is a positive whole number, got 1.5"),
+        ({"frames": 0}, "data.frames is a positive whole number, got 0"),
+        ({"processes": 0}, "data.processes is a positive whole number or null"),
+        ({"limit": 0}, "data.limit is a positive whole number or null"),
+        ({"seed": -1}, "data.seed is 0 or more, got -1"),
+        ({"samples": 5}, "three positive numbers .* got 5"),
+        ({"noise": 0.1}, "data.noise is null or a .*ObservationNoise with its std, got 0.1"),
+        ({"space_stride": 5}, "space_stride=5 does not divide 32 points"),
+        ({"space_stride": 40, "method": "spectral"}, "leaves a single point of 32"),
         ({"history": 6}, "windows need 7"),
         ({"samples": (1, 0, 1)}, "three positive numbers"),
         ({"method": "cubic"}, "point or spectral"),
@@ -183,3 +199,73 @@ def test_too_few_trajectories_and_missing_files_are_said(tmp_path):
     data = PDEDataModule(source="official", data_dir=tmp_path, file="few.hdf5", samples=(2, 1, 1))
     with pytest.raises(DataError, match="has 3 trajectories"):
         data.setup()
+
+
+@pytest.mark.parametrize(
+    "equation", [Darcy(15, 29), CompressibleNavierStokes(64, boundary="outflow")]
+)
+def test_fourier_modes_of_what_is_not_periodic_are_refused(equation):
+    with pytest.raises(DataError, match=r"data.method=spectral is for periodic fields"):
+        PDEDataModule(equation, method="spectral")
+    PDEDataModule(equation, space_stride=7 if isinstance(equation, Darcy) else 8)
+
+
+def test_any_stride_may_leave_points_that_are_not_periodic():
+    data = PDEDataModule(Darcy(15, 29), space_stride=4)
+    assert [x.tolist() for x in data.coordinates] == [[0, 4 / 14, 8 / 14, 12 / 14]] * 2
+
+
+def test_spectral_points_are_where_coordinates_say(cache):
+    """5 does not divide 32: 7 points, equally spaced, each with the interpolant's value."""
+    data = make(cache, space_stride=5, method="spectral", normalise=False)
+    (x,) = data.coordinates
+    assert x.tolist() == pytest.approx([i * 16 / 7 for i in range(7)])
+    v = torch.fft.rfft(whole(data, 0)[1:, 0].double()) / 32
+    k = 2j * torch.pi / 16 * torch.arange(1, 4).double()
+    want = v[:, :1].real + 2 * (v[:, 1:4] @ torch.exp(k[:, None] * x)).real
+    torch.testing.assert_close(data.test_dataset[0]["target"][:, 0].double(), want)
+    centres = PDEDataModule(CompressibleNavierStokes(64), space_stride=2, method="spectral")
+    assert centres.coordinates[0][:2].tolist() == pytest.approx([1 / 64, 1 / 64 + 1 / 16])
+
+
+def test_statistics_are_those_of_all_frames_read_some_at_a_time(cache, monkeypatch):
+    want = make(cache, time_stride=2).normaliser
+    monkeypatch.setattr(views, "BLOCK_VALUES", 64)
+    counts, states = [], views.Sampling.states
+
+    def read(self, files, sample, first, count):
+        counts.append(count)
+        return states(self, files, sample, first, count)
+
+    monkeypatch.setattr(views.Sampling, "states", read)
+    got = make(cache, time_stride=2).normaliser
+    assert counts == [2, 1] * 6
+    torch.testing.assert_close((got.mean, got.std), (want.mean, want.std))
+
+
+def test_training_trajectories_that_are_not_finite_are_named(tmp_path):
+    with h5py.File(tmp_path / "nan.hdf5", "w") as file:
+        file["tensor"] = np.ones((5, 4, 8), np.float32)
+        file["tensor"][3, 2, 1] = np.nan
+    data = PDEDataModule(source="official", data_dir=tmp_path, file="nan.hdf5", samples=(3, 1, 1))
+    with pytest.raises(DataError, match="Training trajectory 3 of nan has NaN"):
+        data.setup()
+
+
+def test_windows_that_cannot_fit_are_refused_before_anything_is_solved(tmp_path):
+    data = PDEDataModule(replace(EQUATION, viscosity=0.31), cache_dir=tmp_path, history=9)
+    with pytest.raises(DataError, match="windows need 10"):
+        data.prepare_data()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [{"std": -1.0}, {"std": float("nan")}, {"std": 0.1, "seed": -1}])
+def test_noise_without_sense_is_refused(wrong):
+    with pytest.raises(DataError, match="std and a seed of 0 or more"):
+        ObservationNoise(**wrong)
+
+
+def test_official_files_do_not_say_where_their_points_are(tmp_path):
+    data = PDEDataModule(source="official", data_dir=tmp_path, file="a.hdf5")
+    with pytest.raises(DataError, match="does not say where points are"):
+        _ = data.coordinates
