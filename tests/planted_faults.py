@@ -32,6 +32,11 @@ def in_kernel(name: str, file: str, right: str, wrong: str) -> Fault:
     return in_resolvent(name, f"triton_backend/{file}", right, wrong)
 
 
+def in_spectral_conv(name: str, file: str, right: str, wrong: str) -> Fault:
+    """A fault in the spectral convolution's folder."""
+    return Fault(name, f"kernels/spectral_conv/{file}", right, wrong)
+
+
 FAULTS = [
     in_resolvent("sign of A", "lu.py", "edge_value, -weight_EH)", "edge_value, weight_EH)"),
     in_resolvent("sign of an update", "lu.py", "target, -product", "target, product"),
@@ -258,6 +263,68 @@ FAULTS = [
     in_kernel(
         "gradient of one block only, kernel", "grid.py",
         "dC[t] += of_C.sum(0)", "dC[t] += of_C[0]",
+    ),
+    in_spectral_conv(
+        "conjugates not counted", "basis.py", "    twice[0] = 1\n", "    twice[:] = 1\n",
+    ),
+    in_spectral_conv(
+        "sign of the imaginary part", "basis.py", "torch.cat([cos, -sin]).T", "torch.cat([cos, sin]).T"
+    ),
+    in_spectral_conv(
+        "modes of a leading axis one too high", "basis.py",
+        "range(-(count // 2), count // 2)", "range(1 - count // 2, 1 + count // 2)",
+    ),
+    in_spectral_conv(
+        "angles rounded before turns are taken away", "basis.py",
+        "2 * math.pi / points * turns.double()", "(2 * math.pi / points * turns.half()).double()",
+    ),
+    in_spectral_conv(
+        "a leading axis turned the wrong way", "torch_backend.py",
+        "[cos_re + sin_im, cos_im - sin_re]", "[cos_re - sin_im, cos_im + sin_re]",
+    ),
+    in_spectral_conv(
+        "a leading axis turned back the wrong way", "torch_backend.py",
+        "[cos_re - sin_im, cos_im + sin_re]", "[cos_re + sin_im, cos_im - sin_re]",
+    ),
+    in_spectral_conv(
+        "not normed by points", "torch_backend.py", "waves(N, K, False, *like) / N",
+        "waves(N, K, False, *like) / K",
+    ),
+    in_spectral_conv(
+        "halves of a fast spectrum swapped", "torch_backend.py",
+        "torch.cat([above, spectrum.new_zeros(gap), below]",
+        "torch.cat([below, spectrum.new_zeros(gap), above]",
+    ),
+    in_spectral_conv(
+        "fast inverse forgets odd sizes", "torch_backend.py", "n=points[-1], norm",
+        "n=points[-1] // 2 * 2, norm",
+    ),
+    in_spectral_conv(
+        "sign of a complex product", "torch_backend.py",
+        "products[:, 0, :, 0] - products[:, 1, :, 1]",
+        "products[:, 0, :, 0] + products[:, 1, :, 1]",
+    ),
+    in_spectral_conv(
+        "sign of a complex product, depthwise", "torch_backend.py",
+        "re * w_re - im * w_im", "re * w_re + im * w_im",
+    ),
+    in_spectral_conv(
+        "bias at another mode", "torch_backend.py", "at = at * K + K // 2", "at = at * K"
+    ),
+    in_spectral_conv(
+        "bias of every factor", "torch_backend.py", "weight, None, axis, form", "weight, bias_D, axis, form"
+    ),
+    in_spectral_conv(
+        "a factor sees another axis", "torch_backend.py",
+        "enumerate(weights[1:], start=1)", "enumerate(weights[:0:-1], start=1)",
+    ),
+    in_spectral_conv(
+        "skip transposed", "__init__.py", "skip.to(dtype).expand", "skip.mT.to(dtype).expand"
+    ),
+    in_spectral_conv(
+        "low precision inside", "__init__.py",
+        "dtype = torch.promote_types(x.dtype, torch.float32)",
+        "dtype = torch.float32 if x.dtype == torch.float64 else x.dtype",
     ),
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ Shapes: B samples, C channels in, D out, N points and K kept modes of an axis, M
 the last one; P and Q what comes before and after an axis. A pair 2 is real, imaginary.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,8 +20,10 @@ def dense(x_BCN: Tensor, weight: Tensor, bias_D: Tensor | None, form: str) -> Te
     """[B, D, *points] of a weight [*K, C, 2, D]."""
     modes = weight.shape[:-3]
     X_BC2M = forward_transform(x_BCN, modes, form)
-    Y_BD2M = mix(X_BC2M, weight.flatten(0, -4))
-    return inverse_transform(with_bias(Y_BD2M, bias_D, modes), modes, x_BCN.shape[2:], form)
+    Y_M2BD = mix(X_BC2M.permute(3, 2, 0, 1), weight.flatten(0, -4))
+    if bias_D is not None:
+        Y_M2BD[constant_mode(modes), 0] += bias_D
+    return inverse_transform(Y_M2BD.permute(2, 3, 1, 0), modes, x_BCN.shape[2:], form)
 
 
 def depthwise(x_BCN: Tensor, weight: Tensor, bias_C: Tensor | None, form: str) -> Tensor:
@@ -29,45 +32,73 @@ def depthwise(x_BCN: Tensor, weight: Tensor, bias_C: Tensor | None, form: str) -
     re, im = forward_transform(x_BCN, modes, form).unbind(2)
     w_re, w_im = weight.flatten(0, -3).permute(1, 2, 0)
     Y_BC2M = torch.stack([re * w_re - im * w_im, re * w_im + im * w_re], dim=2)
-    return inverse_transform(with_bias(Y_BC2M, bias_C, modes), modes, x_BCN.shape[2:], form)
+    if bias_C is not None:
+        Y_BC2M[:, :, 0, constant_mode(modes)] += bias_C
+    return inverse_transform(Y_BC2M, modes, x_BCN.shape[2:], form)
 
 
 def factorised(
     x_BCN: Tensor, weights: Sequence[Tensor], bias_D: Tensor | None, form: str
 ) -> Tensor:
     """[B, D, *points]: the sum of a one-dimensional convolution along each axis."""
-    total: Tensor | None = None
-    for axis, weight in enumerate(weights, start=2):
-        lines = x_BCN.movedim(1, -1).movedim(axis - 1, -1)  # [B, other points, C, N]
-        y = dense(lines.flatten(0, -3), weight, bias_D if total is None else None, form)
-        y = y.unflatten(0, lines.shape[:-2]).movedim(-1, axis - 1).movedim(-1, 1)
-        total = y if total is None else total + y
-    assert total is not None
+    total = along(x_BCN, weights[0], bias_D, 0, form)
+    for axis, weight in enumerate(weights[1:], start=1):
+        total = total + along(x_BCN, weight, None, axis, form)
     return total
 
 
-def mix(X_BC2M: Tensor, weight_MC2D: Tensor) -> Tensor:
-    """Complex products Σ_c x_c w_cd of every mode: [B, D, 2, M]."""
-    B, C, _, M = X_BC2M.shape
+def along(x_BCN: Tensor, weight: Tensor, bias_D: Tensor | None, axis: int, form: str) -> Tensor:
+    """[B, D, *points]: every line of points along an axis by itself, weight [m, C, 2, D].
+
+    Nothing as large as the field is transposed: lines are transformed where they stand.
+    """
+    B, C, *points = x_BCN.shape
+    m, D = weight.shape[0], weight.shape[-1]
+    before, N, after = math.prod(points[:axis]), points[axis], math.prod(points[axis + 1 :])
+    lines = x_BCN.reshape(B, C, before, N, after)
+    like = (N, m, x_BCN.dtype, str(x_BCN.device))
+    if form == "fft":
+        spectrum = torch.fft.rfft(lines, dim=3, norm="forward").narrow(3, 0, m)
+        X_m2R = torch.view_as_real(spectrum).permute(3, 5, 0, 2, 4, 1)
+    else:
+        pairs = _columns(to_half(*like).mT, lines.flatten(0, 2))
+        X_m2R = pairs.view(B, C, before, 2, m, after).permute(4, 3, 0, 2, 5, 1)
+    Y_m2R = mix(X_m2R.flatten(2, 4), weight).view(m, 2, B, before, after, D)
+    if bias_D is not None:
+        Y_m2R[0, 0] += bias_D
+    if form == "fft":
+        spectrum = torch.view_as_complex(Y_m2R.permute(2, 5, 3, 0, 4, 1).contiguous())
+        y = torch.fft.irfft(spectrum, n=N, dim=3, norm="forward")
+    else:
+        pairs = Y_m2R.permute(2, 5, 3, 1, 0, 4).reshape(-1, 2 * m, after)
+        y = _columns(from_half(*like).mT, pairs)
+    return y.reshape(B, D, *points)
+
+
+def _columns(matrix: Tensor, columns_PNA: Tensor) -> Tensor:
+    """A matrix [K, N] times [P, N, A]: one product where A is 1."""
+    if columns_PNA.shape[-1] == 1:
+        return columns_PNA[..., 0] @ matrix.mT
+    return torch.matmul(matrix, columns_PNA)
+
+
+def mix(X_M2RC: Tensor, weight_MC2D: Tensor) -> Tensor:
+    """Complex products Σ_c x_c w_cd of every mode and row: [M, 2, R, D]."""
+    M, _, R, C = X_M2RC.shape
     D = weight_MC2D.shape[-1]
-    rows = X_BC2M.permute(3, 2, 0, 1).reshape(M, 2 * B, C)
-    products = torch.bmm(rows, weight_MC2D.reshape(M, C, 2 * D)).view(M, 2, B, 2, D)
+    rows = X_M2RC.reshape(M, 2 * R, C)
+    products = torch.bmm(rows, weight_MC2D.reshape(M, C, 2 * D)).view(M, 2, R, 2, D)
     re = products[:, 0, :, 0] - products[:, 1, :, 1]
     im = products[:, 0, :, 1] + products[:, 1, :, 0]
-    return torch.stack([re, im], dim=1).permute(2, 3, 1, 0)
+    return torch.stack([re, im], dim=1)
 
 
-def with_bias(Y_BD2M: Tensor, bias_D: Tensor | None, modes: Sequence[int]) -> Tensor:
-    """A constant added to a field stands at the mode k = 0 alone."""
-    if bias_D is None:
-        return Y_BD2M
+def constant_mode(modes: Sequence[int]) -> int:
+    """The number of the mode k = 0 among all, where a bias of the field stands."""
     at = 0
     for K in modes[:-1]:
         at = at * K + K // 2
-    at = at * modes[-1]
-    one = torch.zeros(2, Y_BD2M.shape[-1], dtype=Y_BD2M.dtype, device=Y_BD2M.device)
-    one[0, at] = 1
-    return torch.addcmul(Y_BD2M, bias_D[:, None, None], one)
+    return at * modes[-1]
 
 
 def forward_transform(x_BCN: Tensor, modes: Sequence[int], form: str) -> Tensor:
