@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import DataError
-from lit_models.module import NonFiniteError
+from lit_models.module import NonFiniteError, UnfitDataError
 
 
 class UserError(RuntimeError):
@@ -50,7 +50,8 @@ def explain(error: BaseException) -> str | None:
                 return str(cause)
             cause = cause.__cause__
         return first_line(error)
-    if isinstance(error, UserError | DataError | NonFiniteError | MisconfigurationException):
+    told = UserError | DataError | UnfitDataError | NonFiniteError | MisconfigurationException
+    if isinstance(error, told):
         return str(error)
     return None
 

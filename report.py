@@ -22,6 +22,12 @@ from lit_models.callbacks.progress import RunProgress, peak_memory_mib
 
 CODE = ("configs", "datamodules", "kernels", "ledger", "lit_models", "studies", "tests", "tools")
 LIBRARIES = ("torch", "lightning", "torch-geometric", "torchmetrics", "numpy")
+TRIVIAL = {
+    "constant": "constant predictor",
+    "persistence": "persistence forecast",
+    "mean_field": "mean training field",
+}
+"""What the last screen calls a task's trivial prediction."""
 
 
 def write_report(
@@ -34,8 +40,8 @@ def write_report(
     """Collect the run's facts and write them to report.json."""
     progress = next(c for c in trainer.callbacks if isinstance(c, RunProgress))
     best = trainer.checkpoint_callback
-    whole = (datamodule.train_dataset, datamodule.test_dataset)
-    constant = model.task.score_constant(*(DataLoader(dataset, 256) for dataset in whole))
+    task, whole = model.task, (datamodule.train_dataset, datamodule.test_dataset)
+    batches = (DataLoader(dataset, datamodule.batch_size) for dataset in whole)
     report = {
         "experiment": cfg.experiment_name,
         "scale": cfg.scale,
@@ -47,8 +53,9 @@ def write_report(
             "checkpoint": "checkpoints/best.ckpt",
         },
         "test": {name.removeprefix("test/"): value for name, value in test_metrics.items()},
-        "constant": constant,
-        "maximise": model.task.maximise,
+        "trivial": task.trivial,
+        task.trivial: task.score_trivial(*batches),
+        "maximise": task.maximise,
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
@@ -57,7 +64,7 @@ def write_report(
             for callback in trainer.callbacks
             if hasattr(callback, "probe")
         },
-        "graphs_per_second": progress.graphs_per_second,
+        f"{datamodule.counted}_per_second": progress.samples_per_second,
         "seconds_per_step": progress.seconds_per_step,
         "peak_memory_mib": peak_memory_mib(),
         "device": device_name(trainer.strategy.root_device),
@@ -172,18 +179,19 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
 def print_summary(cfg: DictConfig, report: dict) -> None:
     """The last screen: what was measured, on which data, against what, and what to do next."""
     metric = report["selected"]["metric"].removeprefix("val/")
-    value, constant = report["test"][metric], report["constant"][metric]
+    value, trivial = report["test"][metric], report["trivial"]
     arrow = "higher is better" if report["maximise"] else "lower is better"
     data, run = report["data"], cfg.run_dir
+    counted = "graphs" if "graphs" in data else "samples"
     lines = [
         f"{report['experiment']} at scale {report['scale']}, seed {report['seed']}: "
         f"{report['parameters']:,} parameters, {report['steps']} steps",
         f"data: {data['task']}, source {data['source'].upper()}"
-        + (f", limited to {data['limit']} graphs a split" if data["limit"] else ""),
+        + (f", limited to {data['limit']} {counted} a split" if data["limit"] else ""),
         f"test {metric} ({arrow})",
         f"  {report['experiment']:<24}{value:.4f}",
     ]
-    rivals = {"constant predictor": constant}
+    rivals = {TRIVIAL[trivial]: report[trivial][metric]}
     if "baseline" in report:
         baseline = report["baseline"]
         rivals[baseline["experiment"]] = baseline["test"][metric] if baseline["test"] else math.nan

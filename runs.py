@@ -9,12 +9,14 @@ import math
 import sys
 from pathlib import Path
 
+import h5py
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.base import GraphDataModule
+from datamodules.base import DataModule, GraphDataModule
+from datamodules.pde.module import PDEDataModule
 from errors import UserError, one_sentence_errors
 from train import prepare_process, train
 
@@ -85,13 +87,25 @@ def evaluate(run: str | Path) -> dict[str, float]:
 
 
 def predict(run: str | Path) -> Path:
-    """Write the test predictions of a run's selected model to its predictions.csv.
+    """Write the test predictions of a run's selected model into its folder.
 
-    One line per output row of the model: the index of its graph in the test split, its node in
-    the graph where the task is about nodes, and the raw outputs (logits, values or vectors).
+    Of graphs to predictions.csv, one line per output row of the model: the index of its graph in
+    the test split, its node in the graph where the task is about nodes, and the raw outputs
+    (logits, values or vectors). Of fields to predictions.hdf5, in PDEBench's layout and the
+    equation's units: of every window of the test split the frames that follow, and in `sample` and
+    `first` its trajectory's number in the data's files and the number of its first frame there.
     They are computed on the CPU in float32.
     """
     _, model, datamodule = _prepare(run)
+    write = _write_rows if isinstance(datamodule, GraphDataModule) else _write_fields
+    path, count = write(Path(run), model, datamodule)
+    print(f"{count} predictions on the test split ({datamodule.source_used}) in {path}")
+    return path
+
+
+def _write_rows(
+    run: Path, model: L.LightningModule, datamodule: GraphDataModule
+) -> tuple[Path, int]:
     loader = datamodule.test_dataloader()
     rows = []
     for graphs, batch in zip(loader.batch_sampler, loader, strict=True):
@@ -107,11 +121,29 @@ def predict(run: str | Path) -> Path:
     names = datamodule.label_names
     if len(names) != model.task.num_outputs:
         names = [f"output_{i}" for i in range(model.task.num_outputs)]
-    path = Path(run) / "predictions.csv"
+    path = run / "predictions.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["graph", "node", *names], *sorted(rows)])
-    print(f"{len(rows)} predictions on the test split ({datamodule.source_used}) in {path}")
-    return path
+    return path, len(rows)
+
+
+def _write_fields(
+    run: Path, model: L.LightningModule, datamodule: PDEDataModule
+) -> tuple[Path, int]:
+    loader, windows = datamodule.test_dataloader(), len(datamodule.test_dataset)
+    names, path = datamodule.channels, run / "predictions.hdf5"
+    with h5py.File(path, "w") as file:
+        file.attrs["channels"] = names
+        for places, batch in zip(loader.batch_sampler, loader, strict=True):
+            with torch.inference_mode():
+                fields = model(batch).movedim(2, 0)
+            rows = {name: batch[name] for name in ("sample", "first")}
+            rows |= dict(zip(["tensor"] if len(names) == 1 else names, fields, strict=True))
+            for name, values in rows.items():
+                values = values.numpy()
+                shape = (windows, *values.shape[1:])
+                file.require_dataset(name, shape, values.dtype)[places] = values
+    return path, windows
 
 
 def resume(run: str | Path) -> dict:
@@ -128,7 +160,7 @@ def resume(run: str | Path) -> dict:
     return train(cfg, resume_from=last)
 
 
-def _prepare(run: str | Path) -> tuple[DictConfig, L.LightningModule, GraphDataModule]:
+def _prepare(run: str | Path) -> tuple[DictConfig, L.LightningModule, DataModule]:
     prepare_process()
     cfg = load_config(run)
     L.seed_everything(cfg.seed, verbose=False)

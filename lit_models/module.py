@@ -3,12 +3,12 @@
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 from torchmetrics import MetricCollection
 
 from lit_models.tasks import Task
@@ -16,6 +16,10 @@ from lit_models.tasks import Task
 
 class NonFiniteError(RuntimeError):
     """The loss or its gradient is NaN or infinite; raised before the optimiser step."""
+
+
+class UnfitDataError(RuntimeError):
+    """The data are not what the model was made for; raised before training."""
 
 
 @dataclass
@@ -66,8 +70,9 @@ class Optimisation:
 class LitModule(L.LightningModule):
     """Trains `self.net`, which a subclass sets, on a task.
 
-    `self.net(batch)` returns [rows, task.num_outputs]. Logged: train/loss, train/grad_norm and,
-    for validation and test, loss and the task's metrics as <stage>/<name>.
+    `self(batch)`, here `self.net(batch)`, is the prediction that the task scores. Logged:
+    train/loss, train/grad_norm and, for validation and test, loss and the task's scores as
+    <stage>/<name>.
 
     Args:
         task: what is predicted, its loss and its metrics.
@@ -80,31 +85,31 @@ class LitModule(L.LightningModule):
     def __init__(self, task: Task, optimisation: Optimisation, *, compile: bool = False):
         super().__init__()
         self.task, self.optimisation, self.compile_net = task, optimisation, compile
-        self.val_metrics = task.metrics().clone(prefix="val/")
-        self.test_metrics = task.metrics().clone(prefix="test/")
+        self.val_metrics, self.test_metrics = task.metrics(), task.metrics()
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Any) -> Tensor:
         return self.net(batch)
 
     def setup(self, stage: str) -> None:
         if self.compile_net:
             self.net.compile(dynamic=True)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout of a step depends on seed, step and rank alone, so that a resumed run draws what
         # the uninterrupted one would have drawn.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         key = [seed, self.global_rank, self.trainer.current_epoch, batch_idx]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.task.loss(self(batch), batch)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
         self._loss = loss.detach()
-        self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_graphs)
-        if self.task.level == "graph":
-            # Batches differ in their number of graphs; every graph is to weigh the same.
-            loss = loss * batch.num_graphs / self.trainer.datamodule.batch_size
-        return loss
+        self.log("train/loss", loss, prog_bar=True, batch_size=self.task.samples(batch))
+        return loss * self.task.weight(batch, self.trainer.datamodule.batch_size)
+
+    def training_loss(self, batch: Any) -> Tensor:
+        """The mean over a batch's samples of what training minimises."""
+        return self.task.loss(self(batch), batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norm = torch.nn.utils.get_total_norm(
@@ -130,17 +135,17 @@ class LitModule(L.LightningModule):
                 "trainer.gradient_clip_val, or look for bad values in that batch."
             )
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch, self.test_metrics, "test")
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection, stage: str) -> None:
+    def _evaluate(self, batch: Any, metrics: MetricCollection, stage: str) -> None:
         prediction = self(batch)
         self.task.update(metrics, prediction, batch)
         loss = self.task.loss(prediction, batch)
-        self.log(f"{stage}/loss", loss, batch_size=batch.num_graphs, sync_dist=True)
+        self.log(f"{stage}/loss", loss, batch_size=self.task.samples(batch), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics(self.val_metrics, "val")
@@ -149,7 +154,8 @@ class LitModule(L.LightningModule):
         self._log_metrics(self.test_metrics, "test")
 
     def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
-        self.log_dict(metrics.compute(), prog_bar=True)
+        for name, value in self.task.scores(metrics).items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == self.task.selection)
         names = getattr(self.trainer.datamodule, "label_names", [])
         for name, value in self.task.per_label(metrics, names).items():
             self.log(f"{stage}_{name}", value)

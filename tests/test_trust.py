@@ -276,6 +276,7 @@ def test_the_last_screen_says_so_when_the_model_is_not_ahead(metric_better, caps
         "data": {"task": "t", "source": "official", "limit": None},
         "selected": {"metric": "val/ap"},
         "test": {"ap": score},
+        "trivial": "constant",
         "constant": {"ap": 0.2},
         "maximise": True,
         "baseline": {"experiment": "baseline_atoms", "test": {"ap": 0.5}},

@@ -4,15 +4,15 @@ import resource
 import sys
 import time
 from datetime import timedelta
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from torch_geometric.data import Batch
 
 
 class RunProgress(TQDMProgressBar):
-    """Lightning's bar, with graphs per second and the time left of the whole run.
+    """Lightning's bar, with samples per second and the time left of the whole run.
 
     Throughput counts the time from one training step's end to the next, loading included and
     validation not.
@@ -23,7 +23,7 @@ class RunProgress(TQDMProgressBar):
 
     def __init__(self, refresh_rate: int = 20):
         super().__init__(refresh_rate=refresh_rate)
-        self.seconds, self.graphs, self.steps = 0.0, 0, 0
+        self.seconds, self.samples, self.steps = 0.0, 0, 0
         self._last: float | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args) -> None:
@@ -31,21 +31,21 @@ class RunProgress(TQDMProgressBar):
         self._last = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
         # The first step of a process pays for allocation and compilation: it is not the pace.
         if self._last is not None and trainer.global_step > 1:
             self.seconds += now - self._last
-            self.graphs += batch.num_graphs
+            self.samples += module.task.samples(batch)
             self.steps += 1
         self._last = now
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     @property
-    def graphs_per_second(self) -> float:
+    def samples_per_second(self) -> float:
         """Training throughput of this process, NaN before the second step."""
-        return self.graphs / self.seconds if self.seconds else float("nan")
+        return self.samples / self.seconds if self.seconds else float("nan")
 
     @property
     def seconds_per_step(self) -> float:
@@ -58,7 +58,7 @@ class RunProgress(TQDMProgressBar):
         if self.steps and trainer.training:
             left = trainer.estimated_stepping_batches - trainer.global_step
             seconds = int(left * self.seconds_per_step)
-            items["graphs/s"] = round(self.graphs_per_second)
+            items[f"{trainer.datamodule.counted}/s"] = round(self.samples_per_second)
             items["left"] = str(timedelta(seconds=max(0, seconds)))
         return items
 

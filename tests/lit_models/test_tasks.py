@@ -39,14 +39,14 @@ def test_constant_of_labels_is_their_frequency():
     task = MultilabelClassification(2)
     y = torch.tensor([[1.0, math.nan], [0, 1], [0, 0], [0, 0]])
     torch.testing.assert_close(task.constant(y).sigmoid(), torch.tensor([0.25, 1 / 3]))
-    score = task.score_constant([graphs_with(y)], [graphs_with(y)])
+    score = task.score_trivial([graphs_with(y)], [graphs_with(y)])
     # A constant ranks nothing: its average precision is the share of positives.
     assert score["ap"] == pytest.approx((0.25 + 1 / 3) / 2)
 
 
 def test_constant_of_targets_is_their_median():
     y = torch.tensor([[0.0], [1.0], [10.0]])
-    assert Regression(1).score_constant([graphs_with(y)], [graphs_with(y)])["mae"] == pytest.approx(
+    assert Regression(1).score_trivial([graphs_with(y)], [graphs_with(y)])["mae"] == pytest.approx(
         10 / 3
     )
 
@@ -71,7 +71,7 @@ def test_frequent_classes_weigh_less():
 
 def test_constant_of_classes_is_the_most_frequent_one():
     batch = nodes([2, 2, 0])
-    score = NodeClassification(3).score_constant([batch], [batch])
+    score = NodeClassification(3).score_trivial([batch], [batch])
     assert score["f1"] == pytest.approx((0.8 + 0) / 2)
 
 
@@ -112,7 +112,7 @@ def test_regression_of_nodes_is_squared_error_and_its_root():
     for part in (slice(0, 1), slice(1, 4)):  # updates of different sizes weigh by their rows
         metrics.update(prediction[part], batch.y[part])
     assert metrics.compute() == {"mse": pytest.approx(5.0), "rmse": pytest.approx(5.0**0.5)}
-    assert task.score_constant([batch], [batch])["mse"] == pytest.approx(3.5)
+    assert task.score_trivial([batch], [batch])["mse"] == pytest.approx(3.5)
     assert not task.maximise
     with pytest.raises(ValueError, match="one shape"):
         metrics.update(prediction, batch.y.flatten())
