@@ -238,7 +238,8 @@ class ConservationDrift(TrajectoryMetric):
         channels: numbers of those in which to look, all if None.
 
     Raises:
-        ValueError: if the quantity is neither.
+        ValueError: if the quantity is neither, or no channel is looked at; in `update`, if there is
+            no such channel.
     """
 
     def __init__(
@@ -249,11 +250,17 @@ class ConservationDrift(TrajectoryMetric):
     ) -> None:
         if quantity not in ("mean", "energy"):
             raise ValueError(f"Expected quantity 'mean' or 'energy', got {quantity!r}.")
+        if channels is not None and not len(channels):
+            raise ValueError("Expected at least one channel, got none: leave None for all.")
         super().__init__(**kwargs)
         self.quantity = quantity
         self.channels = slice(None) if channels is None else list(channels)
 
     def of_samples(self, preds: Tensor, target: Tensor) -> Tensor:
+        if isinstance(self.channels, list) and not max(self.channels) < target.shape[2]:
+            raise ValueError(
+                f"Expected channels below {target.shape[2]}, as fields have, got {self.channels}."
+            )
         preds, first = preds[:, :, self.channels], target[:, :1, self.channels]
         energy = _mean_square(first).sum(dim=2)
         if self.quantity == "energy":

@@ -390,6 +390,13 @@ def test_a_collection_keeps_metrics_apart_that_agree_at_first() -> None:
         (lambda: SpectralError(edges=(5, 5)), "increase"),
         (lambda: SpectralError(edges=(0, 5)), "above 0"),
         (lambda: ConservationDrift("momentum"), "'mean' or 'energy'"),
+        (lambda: ConservationDrift("mean", channels=[]), "at least one channel"),
+        (
+            lambda: ConservationDrift("mean", channels=[0, 2]).update(
+                torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4)
+            ),
+            r"channels below 2, as fields have, got \[0, 2\]",
+        ),
     ],
 )
 def test_wrong_inputs_are_named(call: Callable[[], None], message: str) -> None:
