@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from datamodules.base import SPLITS, DataModule
+from datamodules.batching import GraphLoader
 from datamodules.cache_folder import ensure
 from datamodules.errors import DataError
 from datamodules.pde.equation import Equation, Steady
@@ -32,7 +34,8 @@ class PDEDataModule(DataModule):
         samples: trajectories for training, validation and test.
         source: `generated`, or `official` for files in PDEBench's or The Well's layout.
         data_dir: where `official` files are.
-        file: name below `data_dir` of an official file, or of a folder of them.
+        file: name below `data_dir` of an official file, or of a folder of them. All three splits
+            are cut from it; The Well's own are three folders.
         cache_dir: folder to write to.
         seed: of the initial states.
         processes: that solve; null for as many as there are cores.
@@ -41,6 +44,8 @@ class PDEDataModule(DataModule):
         horizon: frames that follow in training; null for all.
         rollout: frames that follow in validation and test; null for all.
         space_stride, time_stride, method: see Sampling.
+        refinements: divisors of `space_stride`: test trajectories are also seen at so many times
+            the points of an axis, as networks that work at any resolution can.
         noise: on what is observed, in training, validation and test; null for none.
         normalise: windows are normalised; `normaliser.inverse` takes them back.
         limit: at most so many trajectories a split, evenly spaced; for smoke runs.
@@ -78,6 +83,7 @@ class PDEDataModule(DataModule):
         space_stride: int = 1,
         time_stride: int = 1,
         method: str = "point",
+        refinements: Sequence[int] = (),
         noise: ObservationNoise | None = None,
         normalise: bool = True,
         limit: int | None = None,
@@ -134,6 +140,13 @@ class PDEDataModule(DataModule):
         self.history, self.horizon, self.rollout = history, horizon, rollout
         self.sampling = Sampling(space_stride, time_stride, method)
         self.noise, self.normalise = noise, normalise
+        if any(factor < 2 or space_stride % factor for factor in refinements):
+            raise DataError(
+                "data.refinements are divisors of data.space_stride above 1, got "
+                f"{list(refinements)} and {space_stride}."
+            )
+        self.refinements = tuple(refinements)
+        self.refined: dict[str, Windows] = {}
         if source == "generated":
             self._check_points(equation.shape)
         self._paths: list[Path] | None = None
@@ -199,21 +212,34 @@ class PDEDataModule(DataModule):
                 given.add(self._finite(self.sampling.given(files, sample), sample))
         self.normaliser = states.normaliser()
         self.input_normaliser = given.normaliser() if files.inputs else None
-        for split in SPLITS:
-            horizon = self.horizon if split == "train" else self.rollout
-            dataset = Windows(
+
+        def windows(split: str, sampling: Sampling) -> Windows:
+            return Windows(
                 files,
                 chosen[split],
-                self.sampling,
+                sampling,
                 self.history,
-                horizon,
+                self.horizon if split == "train" else self.rollout,
                 self.normaliser,
                 self.input_normaliser,
                 self.normalise,
                 self.noise,
             )
-            setattr(self, f"{split}_dataset", dataset)
+
+        for split in SPLITS:
+            setattr(self, f"{split}_dataset", windows(split, self.sampling))
+        for factor in self.refinements:
+            stride = self.sampling.space_stride // factor
+            finer = replace(self.sampling, space_stride=stride)
+            self.refined[f"{factor}x"] = windows("test", finer)
         self.channels, self.inputs, self._files = files.channels, files.inputs, files
+
+    def test_dataloader(self) -> GraphLoader | list[GraphLoader]:
+        """Test batches; with refinements a list, those at more points after those like training."""
+        loader = super().test_dataloader()
+        if not self.refined:
+            return loader
+        return [loader, *(self._loader(x, shuffle=False) for x in self.refined.values())]
 
     @property
     def coordinates(self) -> list[Tensor]:
@@ -237,7 +263,12 @@ class PDEDataModule(DataModule):
             with path.open("rb") as file:  # whole, a large set would take minutes
                 digest.update(f"{path.stat().st_size}".encode() + file.read(FIRST_BYTES))
         seen = [self.samples, self.limit, self.history, self.horizon, self.rollout]
-        seen += [vars(self.sampling), self.noise and vars(self.noise), self.normalise]
+        seen += [
+            self.refinements,
+            vars(self.sampling),
+            self.noise and vars(self.noise),
+            self.normalise,
+        ]
         digest.update(json.dumps(seen).encode())
         return digest.hexdigest()[:12]
 
