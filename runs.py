@@ -131,6 +131,8 @@ def _write_fields(
     run: Path, model: L.LightningModule, datamodule: PDEDataModule
 ) -> tuple[Path, int]:
     loader, windows = datamodule.test_dataloader(), len(datamodule.test_dataset)
+    if datamodule.refined:
+        loader = loader[0]
     names, path = datamodule.channels, run / "predictions.hdf5"
     with h5py.File(path, "w") as file:
         file.attrs["channels"] = names

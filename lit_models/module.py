@@ -145,7 +145,11 @@ class LitModule(L.LightningModule):
         prediction = self(batch)
         self.task.update(metrics, prediction, batch)
         loss = self.task.loss(prediction, batch)
-        self.log(f"{stage}/loss", loss, batch_size=self.task.samples(batch), sync_dist=True)
+        samples = self.task.samples(batch)
+        # Where a data module has several test loaders this is of the first one alone.
+        self.log(
+            f"{stage}/loss", loss, batch_size=samples, sync_dist=True, add_dataloader_idx=False
+        )
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics(self.val_metrics, "val")

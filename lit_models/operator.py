@@ -5,7 +5,7 @@ C channels, then the points of every axis. Fields are in the equation's units wh
 handed in or out; the network alone sees them normalised.
 """
 
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ Training = Literal["teacher_forced", "rollout", "pushforward"]
 FieldBatch = dict[str, Tensor]
 
 
+@runtime_checkable
 class Statistics(Protocol):
     """Mean and standard deviation [C] of every channel of a data set."""
 
@@ -55,7 +56,8 @@ class LitOperator(LitModule):
 
     Its batches are those of a PDEDataModule that does not normalise. It learns by how far off the
     T frames of a window are, in relative L2 norm; validation and test are rollouts over all that
-    follow. `nrmse_per_step` has the mean error of every step of the last ones, by stage.
+    follow. `nrmse_per_step` has the mean error of every step of the last ones, by stage. Where the
+    data module shows the test at more points too, as "2x", scores of that bear its name.
 
     Args:
         net: maps [B, H·C, *points], oldest frame first, or a steady problem's inputs, to
@@ -108,6 +110,7 @@ class LitOperator(LitModule):
         self.states = Normalisation(channels)
         self.given = self.states if inputs is None else Normalisation(inputs)
         self.nrmse_per_step: dict[str, Tensor] = {}
+        self.refined_metrics: dict[str, MetricCollection] = {}
 
     def forward(self, batch: FieldBatch) -> Float[Tensor, "B T C *points"]:
         """The prediction of a batch's target."""
@@ -202,6 +205,23 @@ class LitOperator(LitModule):
                 f"The network makes {got[1:]} of {what}, where {wanted[1:]} is expected: change "
                 "model.net or model.channels."
             )
+
+    def on_test_start(self) -> None:
+        names = getattr(self.trainer.datamodule, "refined", {})
+        self.refined_metrics = {name: self.task.metrics().to(self.device) for name in names}
+
+    def test_step(self, batch: FieldBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == 0:
+            super().test_step(batch, batch_idx)
+            return
+        metrics = [*self.refined_metrics.values()][dataloader_idx - 1]
+        self.task.update(metrics, self(batch), batch)
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        for name, metrics in self.refined_metrics.items():
+            for score, value in self.task.scores(metrics).items():
+                self.log(f"test/{score}_{name}", value)
 
     def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
         self.nrmse_per_step[stage] = metrics["nrmse"].compute().reshape(-1).cpu()

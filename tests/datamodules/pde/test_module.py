@@ -269,3 +269,23 @@ def test_official_files_do_not_say_where_their_points_are(tmp_path):
     data = PDEDataModule(source="official", data_dir=tmp_path, file="a.hdf5")
     with pytest.raises(DataError, match="does not say where points are"):
         _ = data.coordinates
+
+
+def test_refinements_are_the_test_at_more_points(cache):
+    data = make(cache, space_stride=4, refinements=(2, 4))
+    assert list(data.refined) == ["2x", "4x"]
+    base, *finer = data.test_dataloader()
+    (item,) = base
+    assert item["input"].shape == (2, 1, 1, 8)
+    for factor, loader in zip((2, 4), finer, strict=True):
+        (fine,) = loader
+        assert fine["target"].shape == (2, 5, 1, 8 * factor)
+        assert torch.equal(fine["target"][..., ::factor], item["target"])
+        assert torch.equal(fine["sample"], item["sample"])
+    assert make(cache, space_stride=4).fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize("refinements", [(3,), (1,), (8,)])
+def test_refinements_divide_the_stride(refinements):
+    with pytest.raises(DataError, match="divisors of data.space_stride above 1"):
+        PDEDataModule(EQUATION, space_stride=4, refinements=refinements)
