@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_models.galerkin_transformer import GalerkinTransformer, LinearAttention
 from lit_models.layers.coordinates import Coordinates
+from tests.running import ROOT
 
 POINTS = {1: (16,), 2: (5, 6), 3: (3, 4, 2)}
 KINDS = ("galerkin", "fourier")
@@ -147,3 +150,12 @@ def test_one_point_and_what_does_not_fit():
         make(attention="softmax")
     with pytest.raises(ValueError, match="2 axes"):
         make(modes=[4])
+
+
+def test_its_config_builds_it():
+    config = OmegaConf.load(ROOT / "configs/model/galerkin_transformer.yaml")
+    steady = {"inputs": 1, "net": {"axes": 2, "coordinates": "closed"}}
+    model = instantiate(OmegaConf.merge(config, steady), _convert_="all")
+    batch = {"input": torch.randn(2, 1, 1, 9, 9), "target": torch.randn(2, 1, 1, 9, 9)}
+    assert isinstance(model.net, GalerkinTransformer)
+    assert model(batch).shape == batch["target"].shape

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from lit_models.unet import UNet
+from tests.running import ROOT
 
 POINTS = {1: (16,), 2: (8, 12), 3: (8, 4, 8)}
 
@@ -98,3 +101,12 @@ def test_levels_have_the_channels_of_the_paper():
 def test_what_does_not_fit_is_refused(wrong):
     with pytest.raises(ValueError, match=f"got.*{next(iter(wrong))}"):
         make(**wrong)
+
+
+def test_its_config_builds_it():
+    config = OmegaConf.load(ROOT / "configs/model/unet.yaml")
+    sizes = {"net": {"axes": 2, "width": 8, "in_channels": 3}}
+    model = instantiate(OmegaConf.merge(config, sizes), _convert_="all")
+    batch = {"input": torch.randn(2, 3, 1, 16, 12), "target": torch.randn(2, 2, 1, 16, 12)}
+    assert isinstance(model.net, UNet)
+    assert model(batch).shape == batch["target"].shape
