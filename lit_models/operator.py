@@ -5,6 +5,7 @@ C channels, then the points of every axis. Fields are in the equation's units wh
 handed in or out; the network alone sees them normalised.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lit_models.at_resolution import AtResolution
 from lit_models.module import LitModule, Optimisation, UnfitDataError
 from lit_models.tasks import Forecast, SteadySolution, relative_l2
 
@@ -57,7 +59,8 @@ class LitOperator(LitModule):
     Its batches are those of a PDEDataModule that does not normalise. It learns by how far off the
     T frames of a window are, in relative L2 norm; validation and test are rollouts over all that
     follow. `nrmse_per_step` has the mean error of every step of the last ones, by stage. Where the
-    data module shows the test at more points too, as "2x", scores of that bear its name.
+    data module shows the test at more points too, as "2x", scores of that bear its name;
+    "growth" is over the score at the points of training.
 
     Args:
         net: maps [B, H·C, *points], oldest frame first, or a steady problem's inputs, to
@@ -72,6 +75,9 @@ class LitOperator(LitModule):
         noise: standard deviation of white noise on true frames that are given in training, in
             units of the training data's own.
         residual: the network predicts the change from the last frame, not the next one.
+        resolution: points of every axis at which the network works, whatever the data have, see
+            AtResolution; None for those of the data.
+        periodic: whether fields are, for `resolution`.
         compile: torch.compile the network.
 
     Raises:
@@ -91,6 +97,8 @@ class LitOperator(LitModule):
         training: str = "teacher_forced",
         noise: float = 0.0,
         residual: bool = False,
+        resolution: Sequence[int] | None = None,
+        periodic: bool = True,
         compile: bool = False,
     ):
         if training not in get_args(Training) or noise < 0:
@@ -105,6 +113,8 @@ class LitOperator(LitModule):
             )
         task = Forecast() if inputs is None else SteadySolution()
         super().__init__(task, optimisation, compile=compile)
+        if resolution is not None:
+            net = AtResolution(net, resolution, periodic=periodic)
         self.net, self.channels, self.inputs = net, channels, inputs
         self.mode, self.noise, self.residual = training, noise, residual
         self.states = Normalisation(channels)
@@ -218,10 +228,14 @@ class LitOperator(LitModule):
         self.task.update(metrics, self(batch), batch)
 
     def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
+        selection = self.task.selection
         for name, metrics in self.refined_metrics.items():
-            for score, value in self.task.scores(metrics).items():
+            scores = self.task.scores(metrics)
+            for score, value in scores.items():
                 self.log(f"test/{score}_{name}", value)
+            growth = scores[selection] / self.task.scores(self.test_metrics)[selection]
+            self.log(f"test/{selection}_growth_{name}", growth)
+        super().on_test_epoch_end()
 
     def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
         self.nrmse_per_step[stage] = metrics["nrmse"].compute().reshape(-1).cpu()
