@@ -70,8 +70,9 @@ $(PEERS): $(INSTALLED)
 		|| echo 'mamba-ssm cannot be had here: the benchmark against it will be skipped.'
 	touch $@
 
-fit-costs: setup ## fit this machine's cost model of the resolvent's forms
+fit-costs: setup ## fit the cost models of the kernels' forms to this machine
 	$(RUN_PYTHON) -m kernels.resolvent.cost
+	$(RUN_PYTHON) -m kernels.spectral_conv.cost
 
 compile-kernels: setup ## compile the Triton kernels for sm_80 and sm_90; none may spill registers: [ARGS=mix]
 	$(RUN_PYTHON) -m kernels.aot $(ARGS)
