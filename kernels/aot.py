@@ -1,6 +1,7 @@
 """Compile every kernel ahead of time, without a GPU, and refuse those that would crawl on one.
 
-python -m kernels.aot [part of a kernel's name]      (or: make compile-kernels)
+python -m kernels.aot [part of an op's, a benchmark's or a kernel's name]
+(or: make compile-kernels)
 """
 
 import subprocess
@@ -92,25 +93,31 @@ def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
     return int(facts["REG"]), int(facts["STACK"])
 
 
-def launches() -> Iterator[tuple[str, Launch]]:
-    """Every kernel of every op on its benchmark inputs, forward and backward, once each."""
+def launches(wanted: str = "") -> Iterator[tuple[str, Launch]]:
+    """Every kernel of every op on its benchmark inputs, forward and backward, once each.
+
+    Args:
+        wanted: those alone whose op, benchmark and dtype, or whose kernel, have this in their name.
+    """
     from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
+    from kernels.spectral_conv.spec import DEPTHWISE, SPECTRAL_CONV
 
     seen = set()
-    for op in (RESOLVENT, CHAIN, GRID):
+    for op in (RESOLVENT, CHAIN, GRID, SPECTRAL_CONV, DEPTHWISE):
         for case, make in op.benchmarks.items():
             for dtype in (torch.float32, torch.bfloat16):
+                where = f"{op.name}, {case}, {dtype}".replace("torch.", "")
                 inputs = make(dtype, 0)
                 for options in op.gpu_variants.values():
                     for noted in _noted(op, inputs, options):
                         key = _key(noted)
-                        if key not in seen:
+                        if key not in seen and wanted in f"{where}, {noted.kernel.__name__}":
                             seen.add(key)
-                            yield f"{op.name}, {case}, {dtype}".replace("torch.", ""), noted
+                            yield where, noted
 
 
 def _noted(op, inputs: dict, options: dict) -> list[Launch]:
-    tensors = {name: inputs[name].requires_grad_() for name in op.differentiable}
+    tensors = op.leaves(inputs)
     with noted_launches() as noted:
         y = op.function(**(inputs | tensors), **options)
         torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
@@ -121,7 +128,7 @@ def _key(noted: Launch) -> tuple:
     def kind(value: object) -> object:
         if isinstance(value, Tensor):
             return value.dtype
-        return (type(value), value == 1, value % 16 == 0) if isinstance(value, int) else value
+        return (type(value), value == 1, isinstance(value, int) and value % 16 == 0)
 
     constants = tuple(sorted(noted.constants.items()))
     return noted.kernel.__name__, tuple(map(kind, noted.arguments)), constants, noted.num_warps
@@ -131,9 +138,7 @@ def main() -> None:
     """Print a line per kernel and architecture; fail if any is at fault."""
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     faults = []
-    for where, noted in launches():
-        if wanted not in noted.kernel.__name__:
-            continue
+    for where, noted in launches(wanted):
         for architecture in ARCHITECTURES:
             usage = compiled(noted, architecture)
             fault = usage.fault(architecture)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Inputs = dict[str, Any]
 """Keyword arguments of an op."""
@@ -18,7 +19,7 @@ class OpSpec:
         name: of the op and of its folder.
         function: the public function.
         reference: the same in float64, as the textbook has it; takes the inputs of a case.
-        differentiable: names of the inputs that have a gradient.
+        differentiable: names of the inputs that have a gradient, where they are given.
         variants: every backend or form that is to be tested, as options of `function`.
         gpu_variants: likewise of the kernels for a GPU, which tests interpret where there is none.
         cases: inputs by name, made for a dtype from a seed.
@@ -39,3 +40,8 @@ class OpSpec:
     peers: Mapping[str, Callable]
     gpu_peers: Mapping[str, Callable]
     flop: Callable[..., tuple[int, int]]
+
+    def leaves(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The given inputs that have a gradient, as leaves to differentiate by."""
+        given = {name: inputs[name] for name in self.differentiable if name in inputs}
+        return {name: x.detach().requires_grad_() for name, x in given.items()}

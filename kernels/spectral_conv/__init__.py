@@ -21,7 +21,7 @@ Activation = Literal["gelu"]
 
 def spectral_conv(
     x: Float[Tensor, "B C *points"],
-    weight: Float[Tensor, "..."] | Sequence[Float[Tensor, "m C 2 D"]],
+    weight: Float[Tensor, "..."] | Sequence[Float[Tensor, "_ C 2 D"]],
     *,
     skip: Float[Tensor, "D C"] | None = None,
     bias: Float[Tensor, " D"] | None = None,
@@ -47,11 +47,11 @@ def spectral_conv(
         skip: [D, C] of a 1 × 1 convolution of x that is added.
         bias: [D].
         activation: `gelu` (exact, by erf) or None.
-        form: of the torch backend: `dft` (matrix products with the kept waves) or `fft`; `auto`
-            takes the one that `cost.py` expects to be faster.
-        backend: `triton` (kernels for a GPU; dense or depthwise on one or two axes, no float64),
-            `torch` (vectorised, any device), `reference` (float64 textbook), or `auto`, which is
-            `triton` on a GPU wherever it can be, else `torch`; the choice is logged once.
+        form: `dft` (matrix products with the kept waves) or `fft`, which the Triton kernels do not
+            have; `auto` takes theirs, and in torch the one that `cost.py` expects to be faster.
+        backend: `triton` (kernels for a GPU; dense or depthwise, no float64), `torch` (vectorised,
+            any device), `reference` (float64 textbook), or `auto`, which is `triton` on a GPU
+            wherever it can be, else `torch`; the choice is logged once.
 
     Returns:
         [B, D, *points].
@@ -69,12 +69,21 @@ def spectral_conv(
         raise ValueError(f"activation must be 'gelu' or None, got {activation!r}.")
     if form not in ("auto", "dft", "fft"):
         raise ValueError(f"form must be 'auto', 'dft' or 'fft', got {form!r}.")
-    backend = choose_backend(backend, (*weights, x), False, "dense and depthwise weights")
+    joint = isinstance(weight, Tensor)
+    able = joint and form != "fft"
+    backend = choose_backend(
+        backend, (*weights, x), able, "dense and depthwise weights, in form='dft'"
+    )
     if not x.numel():
         return x.new_zeros(x.shape[0], outputs, *x.shape[2:])
     if backend == "reference":
         return spectral_conv_reference(x, weight, skip, bias, activation).to(x.dtype)
-    joint = isinstance(weight, Tensor)
+    if backend == "triton":
+        from kernels.spectral_conv import triton_backend
+
+        log_choice("spectral_conv", backend, "dft form", x.device.type)
+        with torch.autocast(x.device.type, enabled=False):
+            return triton_backend.convolution(x, weight, skip, bias, activation is not None)
     if form == "auto":
         kept = weight.shape[: x.ndim - 2] if joint else [len(w) for w in weights]
         form = faster_form(x.shape, kept, joint, x.device.type)
