@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 
 from lit_models.tasks import Task
 
@@ -86,6 +86,8 @@ class LitModule(L.LightningModule):
         super().__init__()
         self.task, self.optimisation, self.compile_net = task, optimisation, compile
         self.val_metrics, self.test_metrics = task.metrics(), task.metrics()
+        # Not by `log`: Lightning rounds the mean number of a process's samples down.
+        self.mean_loss = MeanMetric(nan_strategy="disable")
 
     def forward(self, batch: Any) -> Tensor:
         return self.net(batch)
@@ -136,20 +138,16 @@ class LitModule(L.LightningModule):
             )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics, "val")
+        self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_metrics, "test")
+        self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: Any, metrics: MetricCollection, stage: str) -> None:
+    def _evaluate(self, batch: Any, metrics: MetricCollection) -> None:
         prediction = self(batch)
         self.task.update(metrics, prediction, batch)
         loss = self.task.loss(prediction, batch)
-        samples = self.task.samples(batch)
-        # Where a data module has several test loaders this is of the first one alone.
-        self.log(
-            f"{stage}/loss", loss, batch_size=samples, sync_dist=True, add_dataloader_idx=False
-        )
+        self.mean_loss.update(loss.expand(self.task.samples(batch)))
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics(self.val_metrics, "val")
@@ -163,7 +161,9 @@ class LitModule(L.LightningModule):
         names = getattr(self.trainer.datamodule, "label_names", [])
         for name, value in self.task.per_label(metrics, names).items():
             self.log(f"{stage}_{name}", value)
+        self.log(f"{stage}/loss", self.mean_loss.compute())
         metrics.reset()
+        self.mean_loss.reset()
 
     def configure_optimizers(self) -> dict:
         return self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))
