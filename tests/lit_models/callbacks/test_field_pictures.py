@@ -4,6 +4,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,6 +27,7 @@ from lit_models.callbacks.field_pictures import (
     energy_spectrum,
     spread,
 )
+from tests.running import ROOT
 
 WAVES = KuramotoSivashinsky(sizes=(32,), length=16.0, viscosity=0.3, step=0.02)
 
@@ -282,6 +284,12 @@ def test_numbers_are_spread_from_first_to_last():
     assert spread(7, 1) == [0]
     with pytest.raises(ValueError, match="times=0"):
         FieldPictures(times=0)
+
+
+def test_an_experiment_names_it_in_the_place_of_graphs_pictures():
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", ["experiment=unet_ns"])
+    assert config.callbacks.pictures == {"_target_": f"{FieldPictures.__module__}.FieldPictures"}
 
 
 class Seen(L.Callback):
