@@ -1,13 +1,13 @@
 """Compile every kernel ahead of time, without a GPU, and refuse those that would crawl on one.
 
-python -m kernels.aot [part of an op's, a benchmark's or a kernel's name]
-(or: make compile-kernels)
+python -m kernels.aot [part of a name, see `launches`]      (or: make compile-kernels)
 """
 
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,23 +97,27 @@ def launches(wanted: str = "") -> Iterator[tuple[str, Launch]]:
     """Every kernel of every op on its benchmark inputs, forward and backward, once each.
 
     Args:
-        wanted: those alone whose op, benchmark and dtype, or whose kernel, have this in their name.
+        wanted: part of the name of an op, a benchmark and a dtype, or else of a kernel.
     """
     from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
     from kernels.spectral_conv.spec import DEPTHWISE, SPECTRAL_CONV
 
+    every = [
+        (f"{op.name}, {case}, {dtype}".replace("torch.", ""), op, partial(make, dtype, 0))
+        for op in (RESOLVENT, CHAIN, GRID, SPECTRAL_CONV, DEPTHWISE)
+        for case, make in op.benchmarks.items()
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    chosen = [it for it in every if wanted in it[0]]
     seen = set()
-    for op in (RESOLVENT, CHAIN, GRID, SPECTRAL_CONV, DEPTHWISE):
-        for case, make in op.benchmarks.items():
-            for dtype in (torch.float32, torch.bfloat16):
-                where = f"{op.name}, {case}, {dtype}".replace("torch.", "")
-                inputs = make(dtype, 0)
-                for options in op.gpu_variants.values():
-                    for noted in _noted(op, inputs, options):
-                        key = _key(noted)
-                        if key not in seen and wanted in f"{where}, {noted.kernel.__name__}":
-                            seen.add(key)
-                            yield where, noted
+    for where, op, make in chosen or every:
+        inputs = make()
+        for options in op.gpu_variants.values():
+            for noted in _noted(op, inputs, options):
+                key = _key(noted)
+                if key not in seen and (chosen or wanted in noted.kernel.__name__):
+                    seen.add(key)
+                    yield where, noted
 
 
 def _noted(op, inputs: dict, options: dict) -> list[Launch]:

@@ -1,16 +1,11 @@
 """The Triton kernels against the float64 reference: on a GPU, else interpreted, and compiled."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
-from triton.runtime import interpreter
 
 from kernels import resolvent
 from kernels.resolvent import (
@@ -29,10 +24,13 @@ from kernels.resolvent.schedule import make_schedule, schedule_of
 from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
 from tests.kernels.comparing import (
     DEVICE,
+    assert_a_cuda_graph_replays_a_step,
     assert_close_by_rows,
+    assert_no_step_waits_for_the_gpu,
     everywhere,
     in_float64,
     on_device,
+    outside,
     with_gradients,
 )
 
@@ -70,23 +68,6 @@ in_every_variant = pytest.mark.parametrize(
         for variant, options in op.gpu_variants.items()
     ],
 )
-
-
-@pytest.fixture
-def _tf32_as_on_a_gpu(monkeypatch):
-    """The interpreter's products in TF32 lose what a GPU's lose: all but 10 bits of a fraction."""
-    exact = interpreter.InterpreterBuilder.create_dot
-
-    def truncated(x):
-        kept = np.ascontiguousarray(x.data).view(np.uint32) & np.uint32(0xFFFFE000)
-        return interpreter.TensorHandle(kept.view(np.float32), x.dtype)
-
-    def create_dot(self, a, b, total, precision, *rest):
-        if str(precision).lower().endswith("tf32"):
-            a, b = truncated(a), truncated(b)
-        return exact(self, a, b, total, precision, *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
@@ -294,26 +275,17 @@ def test_a_plan_moves_with_its_batch():
     assert moved.plan.schedule[1:] == batch.plan.schedule[1:]
 
 
-def outside(code: str) -> subprocess.CompletedProcess:
-    """Run Python without the interpreter of kernels."""
-    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, *code.split(" ", 1)]
-    return subprocess.run(
-        command, env=kept, capture_output=True, text=True, check=False, timeout=280
-    )
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
 def test_kernels_on_a_cpu_say_what_to_do():
-    code = "-c import torch, kernels; w = torch.zeros(0, 1); x = torch.ones(1, 1);"
+    code = "import torch, kernels; w = torch.zeros(0, 1); x = torch.ones(1, 1);"
     code += " e = torch.zeros(2, 0, dtype=torch.int64);"
     code += " kernels.resolvent(e, w, x, x, x[None], backend='triton')"
-    assert "set TRITON_INTERPRET=1 before Python starts" in outside(code).stderr
+    assert "set TRITON_INTERPRET=1 before Python starts" in outside("-c", code).stderr
 
 
 def test_every_kernel_compiles_without_spilling():
     """For sm_80 and sm_90, as launched on the benchmarks' inputs."""
-    done = outside("-m kernels.aot")
+    done = outside("-m", "kernels.aot", "resolvent")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     for name in ("factorise", "solve", "mix", "contract", "outputs", "grid_adjoint"):
         assert f"{name}_kernel" in done.stdout
@@ -327,37 +299,10 @@ def test_no_kernel_uses_atomics():
 @needs_gpu
 @in_every_variant
 def test_no_step_waits_for_the_gpu(case, options):
-    inputs = with_plan(case)
-    run_both_passes(inputs, options)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run_both_passes(inputs, options)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_no_step_waits_for_the_gpu(resolvent, with_plan(case), options)
 
 
 @needs_gpu
 @in_every_variant
 def test_a_cuda_graph_replays_a_step(case, options):
-    inputs = with_plan(case)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run_both_passes(inputs, options)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run_both_passes(inputs, options)
-    inputs["V"].data.mul_(2)
-    graph.replay()
-    for value, want in zip(captured, run_both_passes(inputs, options), strict=True):
-        assert torch.equal(value, want)
-
-
-def run_both_passes(inputs: dict, options: dict) -> list[torch.Tensor]:
-    """Output and gradients for a cotangent of ones, without any other work."""
-    for name in RESOLVENT.differentiable:
-        inputs[name].requires_grad_()
-    y = resolvent(**inputs, **options)
-    leaves = [inputs[name] for name in RESOLVENT.differentiable]
-    return [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+    assert_a_cuda_graph_replays_a_step(resolvent, with_plan(case), options, changed="V")

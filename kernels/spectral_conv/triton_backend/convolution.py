@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.launch import dot_precision
 from kernels.spectral_conv.basis import from_half, to_half
 from kernels.spectral_conv.triton_backend.products import complex_product
 from kernels.spectral_conv.triton_backend.transforms import to_field, to_spectrum
@@ -54,7 +53,7 @@ def _convolution(
     points, modes = x.shape[2:], _modes(x, weight)
     like = (torch.float32, str(x.device))
     X = to_spectrum(x, modes, to_half(points[-1], modes[-1], *like).T, 1 / prod(points[:-1]))
-    Y = _mix(X, weight, dot_precision(x.dtype))
+    Y = _mix(X, weight)
     y, before = _outputs(x, weight, keep)
     to_field(
         Y,
@@ -96,9 +95,9 @@ def _convolution_backward(
     table = from_half(points[-1], modes[-1], *like)
     kept = {"before": before, "kept": None if dZ is dY else dZ} if gelu else {}
     G = to_spectrum(dY, modes, table, 1.0, **kept)
-    _mixed_weights(X, G, dw, dot_precision(dY.dtype))
+    _mixed_weights(X, G, dw)
     to_field(
-        _mix(G, weight, dot_precision(dY.dtype), adjoint=True),
+        _mix(G, weight, adjoint=True),
         to_half(points[-1], modes[-1], *like).T,
         1 / prod(points[:-1]),
         dx,
@@ -156,7 +155,7 @@ def _gradients(
     return dx, weight.new_empty(weight.shape), *others
 
 
-def _mix(spectrum: Tensor, weight: Tensor, precision: str, *, adjoint: bool = False) -> Tensor:
+def _mix(spectrum: Tensor, weight: Tensor, *, adjoint: bool = False) -> Tensor:
     """W of every mode times a spectrum [2, B, *K, C], or its adjoint."""
     modes = spectrum.shape[2:-1]
     if weight.ndim == len(modes) + 2:
@@ -166,18 +165,18 @@ def _mix(spectrum: Tensor, weight: Tensor, precision: str, *, adjoint: bool = Fa
     w = weight.reshape(prod(modes), *weight.shape[-3:]).permute(2, 0, 1, 3)  # [2, M, C, D]
     w = w.mT if adjoint else w
     mixed = spectrum.new_empty(*spectrum.shape[:-1], w.shape[-1])
-    complex_product(_by_mode(spectrum), w, _by_mode(mixed), precision, conj_B=adjoint)
+    complex_product(_by_mode(spectrum), w, _by_mode(mixed), conj_B=adjoint)
     return mixed
 
 
-def _mixed_weights(X: Tensor, G: Tensor, dw: Tensor, precision: str) -> None:
+def _mixed_weights(X: Tensor, G: Tensor, dw: Tensor) -> None:
     """Write the gradient of the weight from the spectrum that it mixes and that of the gradient."""
-    if dw.ndim == X.ndim - 2 + 1:
+    if dw.ndim == X.ndim - 1:
         of_modes = (_complex(X).conj() * _complex(G)).sum(0)
         dw.copy_(torch.stack([of_modes.real, of_modes.imag], dim=-2))
         return
     out = dw.view(-1, *dw.shape[-3:]).permute(2, 0, 1, 3)
-    complex_product(_by_mode(X).mT, _by_mode(G), out, precision, conj_A=True)
+    complex_product(_by_mode(X).mT, _by_mode(G), out, conj_A=True)
 
 
 def _by_mode(spectrum: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ PROGRAMS = 256  # as many keep the multiprocessors of a large GPU busy
 def to_spectrum(
     x: Float[Tensor, "B C *points"],
     modes: Sequence[int],
-    table: Float[Tensor, "2m N"],
+    table: Float[Tensor, "_ N"],
     scale: float,
     before: Float[Tensor, "B C *points"] | None = None,
     kept: Float[Tensor, "B C *points"] | None = None,
@@ -40,7 +40,8 @@ def to_spectrum(
     Args:
         x: contiguous, as all others but the table.
         modes: kept on every axis, m of the last one.
-        table: waves of the last axis, cosines and negative sines, with the factor of every mode.
+        table: [2 · m, N], waves of the last axis, cosines and negative sines, with the factor of
+            every mode.
         scale: factor on all modes.
         before: what has entered a GELU whose output has the gradient x: the field is then the
             gradient of its input.
@@ -78,13 +79,13 @@ def to_spectrum(
         num_stages=3, **options,
     )  # fmt: skip
     X = X[0] if parts == 1 else X.sum(0)
-    X = _turn(X, B, points[:-2], modes, forward=True, precision=precision)
+    X = _turn(X, B, points[:-2], modes, forward=True)
     return X.view(2, B, *modes, C)
 
 
 def to_field(
     spectrum: Float[Tensor, "2 B *modes D"],
-    table: Float[Tensor, "2m N"],
+    table: Float[Tensor, "_ N"],
     scale: float,
     y: Float[Tensor, "B D *points"],
     *,
@@ -105,12 +106,12 @@ def to_field(
         gelu: whether there is one.
     """
     B, D, *points = y.shape
-    modes, precision = spectrum.shape[2:-1], dot_precision(y.dtype)
-    pairs = _turn(spectrum, B, points[:-1], modes, forward=False, precision=precision)
+    modes = spectrum.shape[2:-1]
+    pairs = _turn(spectrum, B, points[:-1], modes, forward=False)
     rows, N, m = prod(points[:-1]), points[-1], modes[-1]
     C = D if skip is None else skip.shape[1]
     tiles = {"D_TILE": _tile(D, 64), "N_TILE": _tile(N, 64), "M_TILE": _tile(m, 32)}
-    tiles |= {"C_TILE": _tile(C, 32), "PRECISION": precision}
+    tiles |= {"C_TILE": _tile(C, 32), "PRECISION": dot_precision(y.dtype)}
     parts = {"SKIP": skip is not None, "BIAS": bias is not None}
     parts |= {"KEEP": before is not None, "GELU": gelu}
     given = (y if t is None else t for t in (x, skip, bias, before))
@@ -142,7 +143,6 @@ def _turn(
     modes: Sequence[int],
     *,
     forward: bool,
-    precision: str,
 ) -> Tensor:
     """Transform the leading axes with these points to their modes, the last first, or back."""
     axes = range(len(points))
@@ -153,7 +153,7 @@ def _turn(
         wave = waves(N, K, False, torch.float32, str(pairs.device))[:, None]
         wave = (wave if forward else wave.mT).expand(-1, images, -1, -1)
         pairs = given.new_empty(2, images, K if forward else N, given.shape[3])
-        complex_product(wave, given, pairs, precision, conj_A=forward)
+        complex_product(wave, given, pairs, conj_A=forward)
     return pairs
 
 
