@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lit_models.layers.channel_mlp import ChannelMLP
 from lit_models.layers.coordinates import Coordinates
+from lit_models.layers.pointwise import Pointwise
 from lit_models.layers.spectral import FactorisedSpectralConv
 
 
@@ -79,7 +80,7 @@ class FFNO(nn.Module):
             )
         self.coordinates = Coordinates(coordinates)
         given = in_channels + self.coordinates.channels(len(modes))
-        self.lifting = nn.Conv1d(given, width, 1)
+        self.lifting = Pointwise(given, width)
         convs = [FactorisedSpectralConv(width, modes) for _ in range(1 if shared else layers)]
         self.blocks = nn.ModuleList(
             FFNOBlock(convs[layer % len(convs)], width, expansion) for layer in range(layers)
@@ -87,8 +88,7 @@ class FFNO(nn.Module):
         self.projection = ChannelMLP(width, int(projection * width), out_channels)
 
     def forward(self, x: Float[Tensor, "B C *points"]) -> Float[Tensor, "B D *points"]:
-        points = x.shape[2:]
-        x = self.lifting(self.coordinates(x).flatten(2)).unflatten(2, points)
+        x = self.lifting(self.coordinates(x))
         for block in self.blocks:
             x = block(x)
         return self.projection(x)

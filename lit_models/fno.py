@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lit_models.layers.channel_mlp import ChannelMLP
 from lit_models.layers.coordinates import Coordinates
+from lit_models.layers.padding import Padding
 from lit_models.layers.spectral import SpectralConv
 
 
@@ -94,7 +95,7 @@ class FNO(nn.Module):
             )
         axes = len(modes)
         self.coordinates = Coordinates(coordinates)
-        self.padding, self.ends = padding, coordinates == "closed"
+        self.padding = Padding(padding, closed=coordinates == "closed")
         given = in_channels + self.coordinates.channels(axes)
         self.lifting = ChannelMLP(given, int(lifting * width), width)
         self.blocks = nn.ModuleList(
@@ -104,16 +105,7 @@ class FNO(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C *points"]) -> Float[Tensor, "B D *points"]:
         points = x.shape[2:]
-        x = self.lifting(self.coordinates(x))
-        if self.padding:
-            behind = [(0, self._padded(N) - N) for N in reversed(points)]
-            x = F.pad(x, [zeros for pair in behind for zeros in pair])
+        x = self.padding(self.lifting(self.coordinates(x)))
         for block in self.blocks:
             x = block(x)
-        if self.padding:
-            x = x[(..., *(slice(N) for N in points))]
-        return self.projection(x)
-
-    def _padded(self, N: int) -> int:
-        """Points of an axis with its padding, of the same length at every resolution."""
-        return max(N, round((1 + self.padding) * (N - self.ends)))
+        return self.projection(self.padding.cut(x, points))

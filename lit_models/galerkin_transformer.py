@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lit_models.layers.channel_mlp import ChannelMLP
 from lit_models.layers.coordinates import Coordinates
+from lit_models.layers.pointwise import Pointwise
 from lit_models.layers.spectral import SpectralConv
 
 NORMED = {"galerkin": ("keys", "values"), "fourier": ("queries", "keys")}
@@ -115,15 +116,14 @@ class SpectralRegressor(nn.Module):
 
     def __init__(self, inputs: int, width: int, outputs: int, modes: Sequence[int]):
         super().__init__()
-        self.narrow = nn.Conv1d(inputs, width // 2, 1)
+        self.narrow = Pointwise(inputs, width // 2)
         self.convs = nn.ModuleList(
             SpectralConv(width // 2, width // 2, modes, skip=True) for _ in range(2)
         )
         self.mlp = ChannelMLP(width // 2, 2 * width, outputs)
 
     def forward(self, x: Float[Tensor, "B C *points"]) -> Float[Tensor, "B D *points"]:
-        points = x.shape[2:]
-        x = self.narrow(x.flatten(2)).unflatten(2, points)
+        x = self.narrow(x)
         for conv in self.convs:
             x = conv(x, "gelu")
         return self.mlp(x)

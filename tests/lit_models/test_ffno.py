@@ -29,8 +29,8 @@ def test_a_block_by_hand(modes, points):
         kept = torch.einsum("bc...k,kcd->bd...k", spectrum[..., : len(weight)], weight)
         summed += torch.fft.irfft(kept, n=x.shape[axis]).movedim(-1, axis)
     first, second = block.mlp.first, block.mlp.second
-    y = F.gelu(torch.einsum("dc,bc...->bd...", first.weight[..., 0], summed) + along(first, x))
-    y = torch.einsum("dc,bc...->bd...", second.weight[..., 0], y) + along(second, x)
+    y = F.gelu(torch.einsum("dc,bc...->bd...", first.weight, summed) + along(first, x))
+    y = torch.einsum("dc,bc...->bd...", second.weight, y) + along(second, x)
     torch.testing.assert_close(block(x), x + F.gelu(y), atol=1e-5, rtol=1e-5)
 
 
