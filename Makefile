@@ -124,9 +124,9 @@ gpu-test: gpu-setup ## there: the kernels' tests, without those that have passed
 gpu-benchmark: gpu-setup ## there: the benchmarks, without those that are done: [ARGS=--again]
 	$(GPU_RUN) -m pytest -p tools.gpu_tests --benchmark $(ARGS)
 
-gpu-fit-costs: gpu-setup ## there: fit the cost model to the GPU, into OUT/cost.json, to replace kernels/resolvent/cost.json
-	$(GPU_RUN) -m kernels.resolvent.cost
-	cp kernels/resolvent/cost.json "$(OUT)"
+gpu-fit-costs: gpu-setup ## there: fit the cost models to the GPU, into OUT/OP-cost.json, to replace kernels/OP/cost.json
+	for op in resolvent spectral_conv; do \
+		$(GPU_RUN) -m kernels.$$op.cost && cp kernels/$$op/cost.json "$(OUT)/$$op-cost.json" || exit 1; done
 
 gpu-train: gpu-setup ## there: train for MINUTES, from where it stands: EXP=… [MINUTES=8] [SCALE=paper] [ARGS=seed=1]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make gpu-train EXP=chimera_lrgb.'; exit 1; }

@@ -37,6 +37,11 @@ def in_spectral_conv(name: str, file: str, right: str, wrong: str) -> Fault:
     return Fault(name, f"kernels/spectral_conv/{file}", right, wrong)
 
 
+def in_spectral_kernel(name: str, file: str, right: str, wrong: str) -> Fault:
+    """A fault in what of it runs on a GPU."""
+    return in_spectral_conv(name, f"triton_backend/{file}", right, wrong)
+
+
 FAULTS = [
     in_resolvent("sign of A", "lu.py", "edge_value, -weight_EH)", "edge_value, weight_EH)"),
     in_resolvent("sign of an update", "lu.py", "target, -product", "target, product"),
@@ -268,7 +273,8 @@ FAULTS = [
         "conjugates not counted", "basis.py", "    twice[0] = 1\n", "    twice[:] = 1\n",
     ),
     in_spectral_conv(
-        "sign of the imaginary part", "basis.py", "torch.cat([cos, -sin]).T", "torch.cat([cos, sin]).T"
+        "sign of the imaginary part", "basis.py",
+        "torch.cat([cos, -sin]).T", "torch.cat([cos, sin]).T",
     ),
     in_spectral_conv(
         "modes of a leading axis one too high", "basis.py",
@@ -312,7 +318,8 @@ FAULTS = [
         "bias at another mode", "torch_backend.py", "at = at * K + K // 2", "at = at * K"
     ),
     in_spectral_conv(
-        "bias of every factor", "torch_backend.py", "weight, None, axis, form", "weight, bias_D, axis, form"
+        "bias of every factor", "torch_backend.py",
+        "weight, None, axis, form", "weight, bias_D, axis, form",
     ),
     in_spectral_conv(
         "a factor sees another axis", "torch_backend.py",
@@ -325,6 +332,59 @@ FAULTS = [
         "low precision inside", "__init__.py",
         "dtype = torch.promote_types(x.dtype, torch.float32)",
         "dtype = torch.float32 if x.dtype == torch.float64 else x.dtype",
+    ),
+    in_spectral_kernel(
+        "sign of a complex product, kernel", "products.py",
+        "re = tl.dot(-A_im, B_im", "re = tl.dot(A_im, B_im",
+    ),
+    in_spectral_kernel(
+        "a conjugate forgotten, kernel", "products.py",
+        "A_im = -A_im if CONJ_A else A_im", "A_im = A_im",
+    ),
+    in_spectral_kernel(
+        "adjoint of the weights not conjugate", "convolution.py",
+        "conj_B=adjoint", "conj_B=False",
+    ),
+    in_spectral_kernel(
+        "a plane turned the wrong way, kernel", "transforms.py",
+        "X_im = tl.dot(-sin, re", "X_im = tl.dot(sin, re",
+    ),
+    in_spectral_kernel(
+        "rows of a plane taken twice, kernel", "transforms.py",
+        "range(part * length, last, R_TILE)", "range(0, last, R_TILE)",
+    ),
+    in_spectral_kernel(
+        "one part of a plane alone", "transforms.py",
+        "    X = X[0] if parts == 1 else X.sum(0)", "    X = X[0]",
+    ),
+    in_spectral_kernel(
+        "not normed by the points of a leading axis", "transforms.py",
+        "tl.store(at, X_re * scale", "tl.store(at, X_re",
+    ),
+    in_spectral_kernel(
+        "channels of a skip left out, kernel", "transforms.py",
+        "for start in range(0, C, C_TILE):", "for start in range(0, C_TILE, C_TILE):",
+    ),
+    in_spectral_kernel(
+        "GELU by its approximation", "transforms.py",
+        "return 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)", "return tl.sigmoid(1.702 * z)",
+    ),
+    in_spectral_kernel(
+        "a term of GELU's slope dropped", "transforms.py",
+        "return _below(z) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)", "return _below(z)",
+    ),
+    in_spectral_kernel(
+        "a skip's adjoint of what leaves the GELU", "convolution.py",
+        "x=None if skip is None else dZ", "x=None if skip is None else dY",
+    ),
+    in_spectral_kernel(
+        "gradient of a bias at another mode", "convolution.py",
+        "tuple(K // 2 for K in modes[:-1])", "tuple(0 for K in modes[:-1])",
+    ),
+    in_spectral_kernel(
+        "adjoint of the way back not twice a mode", "convolution.py",
+        "    table = from_half(points[-1], modes[-1], *like)",
+        "    table = to_half(points[-1], modes[-1], *like).T * points[-1]",
     ),
 ]  # fmt: skip
 
@@ -347,6 +407,8 @@ def are_green(tests: str, fault: Fault | None = None) -> bool:
 def tests_of(fault: Fault) -> str:
     """The tests of the file a fault is in, or of its op."""
     path = Path(fault.file)
+    if path.is_relative_to("kernels/spectral_conv/triton_backend"):
+        return "tests/kernels/test_spectral_conv_triton.py"
     if path.parent.name == "triton_backend" or path.stem == "schedule":
         return "tests/kernels/test_triton.py"
     own, op = (f"tests/kernels/test_{name}.py" for name in (path.stem, path.parent.name))

@@ -35,8 +35,11 @@ WHEELS = (
     "flash-linear-attention==0.6.0",
     "hydra-core",
     "mamba-ssm",
+    "neuraloperator==2.0.0",
     "omegaconf",
     "opt-einsum",
+    "tensorly",
+    "tensorly-torch",
 )
 
 
