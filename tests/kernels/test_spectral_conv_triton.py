@@ -128,6 +128,19 @@ def test_tensors_that_lie_in_memory_in_another_order():
         assert torch.equal(value, want[name])
 
 
+@of_cases("line", "plane", "plane, GELU")
+def test_nothing_is_read_beside_the_tensors(case):
+    """They lie among NaN, and begin anywhere in memory."""
+    inputs = on_device(case(torch.float32, 0))
+    want = with_gradients(spectral_conv, inputs, **BY_TRITON)
+    among_nan = {}
+    for name, x in leaves(inputs).items():
+        memory = torch.full((x.numel() + 99,), float("nan"), device=DEVICE)
+        among_nan[name] = memory[33:-66].view(x.shape).copy_(x.detach())
+    for name, value in with_gradients(spectral_conv, inputs | among_nan, **BY_TRITON).items():
+        assert torch.equal(value, want[name])
+
+
 def test_a_gradient_that_is_one_number_seen_everywhere():
     """As `sum().backward()` gives it, without any memory of its own."""
     inputs = on_device(SPECTRAL_CONV.cases["plane"](torch.float32, 0))
