@@ -298,6 +298,16 @@ def test_compiled_equals_eager_in_one_graph(kind, form):
     torch.testing.assert_close(compiled(x, weight), layer(x, weight))
 
 
+@forms
+def test_what_inference_mode_made_first_trains_later(form):
+    x, weight = normal(1, 2, 26, 22), make_weight("dense", (3, 4), 2, 2).requires_grad_()
+    with torch.inference_mode():
+        y = spectral_conv(x, weight, form=form)
+    trained = spectral_conv(x, weight, form=form)
+    trained.sum().backward()
+    assert torch.equal(trained, y)
+
+
 def test_no_sample_gives_no_sample():
     y = spectral_conv(normal(0, 3, 12, 10), make_weight("dense", (3, 4), 3, 4))
     assert y.shape == (0, 4, 12, 10)

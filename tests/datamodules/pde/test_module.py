@@ -287,5 +287,5 @@ def test_refinements_are_the_test_at_more_points(cache):
 
 @pytest.mark.parametrize("refinements", [(3,), (1,), (8,)])
 def test_refinements_divide_the_stride(refinements):
-    with pytest.raises(DataError, match="divisors of data.space_stride above 1"):
+    with pytest.raises(DataError, match=r"divisors of data\.space_stride above 1"):
         PDEDataModule(EQUATION, space_stride=4, refinements=refinements)
