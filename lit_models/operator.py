@@ -139,20 +139,30 @@ class LitOperator(LitModule):
             predicted = self._unroll(frames, steps)
         elif self.mode == "pushforward":
             free = int(torch.randint(steps, ()))
-            with torch.no_grad():
-                for _ in range(free):
-                    frames = self._advance(frames)
-            predicted, target = self._step(frames).unsqueeze(1), target[:, free : free + 1]
+            predicted, target = self._pushed(frames, free), target[:, free : free + 1]
         else:
-            history = frames.shape[1]
-            frames = torch.cat([frames, self._noisy(self.states(target[:, :-1]))], dim=1)
-            windows = frames.unfold(1, history, 1).movedim(-1, 2)
-            predicted = self._step(windows.flatten(0, 1)).unflatten(0, (-1, steps))
+            true = torch.cat([frames, self._noisy(self.states(target[:, :-1]))], dim=1)
+            predicted = self._following(true, steps)
         return relative_l2(self.states.inverse(predicted), target)
 
+    def _predict(self, frames: Float[Tensor, "B H I *points"]) -> Float[Tensor, "B C *points"]:
+        return self.net(frames.flatten(1, 2))
+
     def _step(self, frames: Float[Tensor, "B H I *points"]) -> Float[Tensor, "B C *points"]:
-        predicted = self.net(frames.flatten(1, 2))
+        predicted = self._predict(frames)
         return frames[:, -1] + predicted if self.residual else predicted
+
+    def _following(self, true: Tensor, steps: int) -> Float[Tensor, "B T C *points"]:
+        """What follows the last frames of all, each predicted from the `history` before it."""
+        windows = true.unfold(1, true.shape[1] - steps + 1, 1).movedim(-1, 2)
+        return self._step(windows.flatten(0, 1)).unflatten(0, (-1, steps))
+
+    def _pushed(self, frames: Tensor, free: int) -> Float[Tensor, "B 1 C *points"]:
+        """The frame after `free` predicted ones, through which no gradient flows."""
+        with torch.no_grad():
+            for _ in range(free):
+                frames = self._advance(frames)
+        return self._step(frames).unsqueeze(1)
 
     def _advance(self, frames: Float[Tensor, "B H I *points"]) -> Float[Tensor, "B H C *points"]:
         new = self._step(frames).unsqueeze(1)
@@ -202,7 +212,8 @@ class LitOperator(LitModule):
         what = f"frames of shape {list(frames.shape[1:])} (frames, channels, points)"
         try:
             with torch.no_grad():
-                got = list(self.net.eval()(self.given(frames).flatten(1, 2)).shape)
+                self.net.eval()
+                got = list(self._predict(self.given(frames)).shape)
         except (RuntimeError, ValueError) as error:
             told = str(error).splitlines()[0]
             raise UnfitDataError(
