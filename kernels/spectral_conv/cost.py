@@ -74,38 +74,49 @@ def _fitted() -> dict:
 def amounts(fields: int, points: Sequence[int], modes: Sequence[int], form: str) -> Amounts:
     """What the transforms of some fields to their modes and back take, forward and backward.
 
-    A fast transform along an axis takes points · log₂ points of the lines that are left, and more
-    by the largest prime factor where that is above 7.
+    The last axis, whose lines are real, is transformed first, the others with fewer lines each.
     """
-    flop = steps = 0
-    outer, kept = fields * math.prod(points[:-1]), 1  # lines are outer · kept
-    for axis in reversed(range(len(points))):
-        N, K = points[axis], modes[axis]
-        # A real line takes two products with real waves, a complex one four.
-        flop += 2 * outer * kept * N * K * (2 if kept == 1 else 4)
-        steps += outer * kept * N * math.log2(max(2, N)) * _roughness(N)
-        kept *= K
-        outer //= points[axis - 1] if axis else 1
-    by_fft = form == "fft"
+    last, N, K = len(points) - 1, points[-1], modes[-1]
+    lines = fields * math.prod(points[:-1])
+    # A real line takes two products with real waves, a complex one four, in smaller matrices.
+    flop, steps = {"last": 4 * lines * N * K}, {"last": lines * N * _passes(N)}
+    flop["rest"] = steps["rest"] = complex_numbers = 0
+    for axis in reversed(range(last)):
+        lines = lines // points[axis] * modes[axis + 1]
+        flop["rest"] += 8 * lines * points[axis] * modes[axis]
+        steps["rest"] += 2 * lines * points[axis] * _passes(points[axis])
+        complex_numbers += 2 * lines * (points[axis] + modes[axis])
+    numbers = fields * math.prod(points)
+    work = {
+        "dft": {
+            "launches": last + 1,
+            "flop_last": 4 * flop["last"],
+            "flop_rest": 4 * flop["rest"],
+            "numbers": numbers,
+            "complex_numbers": complex_numbers,
+        },
+        "fft": {
+            "launches": last + 1,
+            "steps_last": int(4 * steps["last"]),
+            "steps_rest": int(4 * steps["rest"]),
+            "numbers": numbers,
+        },
+    }
     return {
-        "dft": 0 if by_fft else 1,
-        "dft_flop": 0 if by_fft else 4 * flop,
-        "dft_numbers": 0 if by_fft else fields * math.prod(points),
-        "fft": 1 if by_fft else 0,
-        "fft_steps": int(4 * steps) if by_fft else 0,
-        "fft_numbers": fields * math.prod(points) if by_fft else 0,
+        f"{kind}_{term}": amount if kind == form else 0
+        for kind, terms in work.items()
+        for term, amount in terms.items()
     }
 
 
-def _roughness(number: int) -> float:
-    """How much longer a fast transform takes for the prime factors above 7."""
-    largest, factor = 1, 2
-    while factor * factor <= number:
-        while number % factor == 0:
-            largest, number = max(largest, factor), number // factor
+def _passes(points: int) -> float:
+    """Of a fast transform over its line: log₂ of its size, twice with a large prime factor."""
+    largest, left, factor = 1, points, 2
+    while factor * factor <= left:
+        while left % factor == 0:
+            largest, left = factor, left // factor
         factor += 1
-    largest = max(largest, number)
-    return 1.0 if largest <= 7 else 2.0
+    return math.log2(max(2, points)) * (1 if max(largest, left) <= 7 else 2)
 
 
 def measure(device: str, seconds_a_form: float = 0.5) -> Iterator[tuple[Amounts, float, str]]:
