@@ -379,8 +379,10 @@ class Planner:
         cfg = copy.deepcopy(self._composed[experiment])
         cfg.seed = seed
         for key, value in overrides.items():
-            # A leading + adds what the experiment does not have, as on Hydra's command line.
-            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith("+"))
+            # A leading + adds what the experiment does not have, as on Hydra's command line. What
+            # has parts, such as another memory, takes the place of all that was there.
+            where, new = key.removeprefix("+"), key.startswith("+")
+            OmegaConf.update(cfg, where, value, merge=False, force_add=new)
         if "source" in cfg.data:
             cfg.data.source = self._source(cfg.data)
         return cfg

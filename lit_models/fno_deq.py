@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 
 from lit_models.layers.channel_mlp import ChannelMLP
 from lit_models.layers.coordinates import Coordinates
@@ -155,6 +155,9 @@ class LitFNODEQ(LitOperator):
         super().__init__(net, optimisation, **options)
         self.warm_up, self.jacobian = warm_up, jacobian
         net.penalised = jacobian > 0
+        self.health = nn.ModuleDict(
+            {name: MeanMetric() for name in ("residual", "iterations", "converged")}
+        )
         self.solved = net.fixed_point
         if self.solved is not None:
             self.repeated = replace(self.solved, gradient="unroll", most=warm_up_steps)
@@ -166,22 +169,22 @@ class LitFNODEQ(LitOperator):
         self.net.fixed_point = self.repeated if warm else self.solved
         loss = super().training_loss(batch)
         self.net.fixed_point = self.solved
-        self._log_solution("train", len(batch["input"]))
+        for name in self.health:
+            self.log(f"train/{name}", self._of_samples(name).mean())
         return loss if self.net.penalty is None else loss + self.jacobian * self.net.penalty
 
-    def _evaluate(self, batch: FieldBatch, metrics: MetricCollection, stage: str) -> None:
-        super()._evaluate(batch, metrics, stage)
+    def _evaluate(self, batch: FieldBatch, metrics: MetricCollection) -> None:
+        super()._evaluate(batch, metrics)
         if self.solved is not None:
-            self._log_solution(stage, len(batch["input"]))
+            for name, mean in self.health.items():
+                mean.update(self._of_samples(name))
 
-    def _log_solution(self, stage: str, samples: int) -> None:
-        found = self.net.solution
-        for name in ("residual", "iterations", "converged"):
-            value = getattr(found, name).float().mean()
-            self.log(
-                f"{stage}/{name}",
-                value,
-                batch_size=samples,
-                sync_dist=stage != "train",
-                add_dataloader_idx=False,
-            )
+    def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
+        super()._log_metrics(metrics, stage)
+        if self.solved is not None:
+            for name, mean in self.health.items():
+                self.log(f"{stage}/{name}", mean.compute())
+                mean.reset()
+
+    def _of_samples(self, name: str) -> Tensor:
+        return getattr(self.net.solution, name).float()

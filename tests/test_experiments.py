@@ -79,6 +79,14 @@ def test_edge_and_node_versions_are_of_one_size(data, scale, tolerance):
     assert edge == pytest.approx(node, rel=tolerance)
 
 
+@pytest.mark.parametrize(("scale", "tolerance"), [("demo", 0.11), ("paper", 0.03)])
+@pytest.mark.parametrize("data", ["burgers", "ns"])
+def test_u_nets_are_as_large_as_the_fno_that_they_rival(data, scale, tolerance):
+    models = [compose_model(f"{kind}_{data}", f"scale={scale}")[0] for kind in ("unet", "fno")]
+    unet, fno = (sum(p.numel() for p in instantiate(m).parameters()) for m in models)
+    assert unet == pytest.approx(fno, rel=tolerance)
+
+
 def test_a_scale_keeps_the_kind_of_model_and_the_metric():
     for experiment in NAMES:
         models = [compose_model(experiment, f"scale={s}")[0] for s in ("demo", "paper")]
