@@ -50,8 +50,9 @@ resume: ## go on with an interrupted run: RUN=runs/…
 eval: ## test a run's selected checkpoint again: RUN=runs/…
 predict: ## write a run's test predictions to RUN/predictions.csv, of fields .hdf5: RUN=runs/…
 
+# Two processes of one thread each: two threads that share a core with others wait for each other.
 test: setup ## the default test suite, no network and no GPU needed
-	$(RUN_PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup ## the tests that take minutes
 	$(RUN_PYTHON) -m pytest -m slow $(ARGS)
