@@ -17,12 +17,14 @@ export DATA_DIR
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
+# neuraloperator, a peer, without the services that it can log to.
 setup: $(INSTALLED) ## install everything into $(VENV), once
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resolvent needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make setup PYTHON=python3.11")'
 	test -x $(RUN_PYTHON) || $(PYTHON) -m venv $(VENV)
 	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps neuraloperator
 	touch $@
 
 train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp] [ARGS="seed=1 model.layers=2"]
