@@ -35,8 +35,8 @@ def arguments(folder: Path, *overrides: str, few: Sequence[str] = (FEW,)) -> lis
 
 def few_of(experiment: str) -> list[str]:
     """What makes an experiment's generated data few; at smoke scale trajectories are few anyway."""
-    is_of_fields = "/data: pde/" in (ROOT / f"configs/experiment/{experiment}.yaml").read_text()
-    return [] if is_of_fields else [FEW]
+    config = ROOT / f"configs/experiment/{experiment}.yaml"  # a misspelt one there is not
+    return [] if config.is_file() and "/data: pde/" in config.read_text() else [FEW]
 
 
 def train_here(folder: Path, experiment: str, *overrides: str) -> Path:
