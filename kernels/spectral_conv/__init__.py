@@ -63,13 +63,13 @@ def spectral_conv(
     Source: Li et al., "Fourier Neural Operator for Parametric PDEs", arXiv:2010.08895; factorised:
     Tran et al., "Factorized Fourier Neural Operators", arXiv:2111.13802.
     """
-    weights = (weight,) if isinstance(weight, Tensor) else tuple(weight)
-    outputs = _check(x, weights, isinstance(weight, Tensor), skip, bias)
+    joint = isinstance(weight, Tensor)
+    weights = (weight,) if joint else tuple(weight)
+    outputs = _check(x, weights, joint, skip, bias)
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be 'gelu' or None, got {activation!r}.")
     if form not in ("auto", "dft", "fft"):
         raise ValueError(f"form must be 'auto', 'dft' or 'fft', got {form!r}.")
-    joint = isinstance(weight, Tensor)
     able = joint and form != "fft"
     backend = choose_backend(
         backend, (*weights, x), able, "dense and depthwise weights, in form='dft'"

@@ -1,5 +1,6 @@
 """The spectral convolution as an op: its reference, forms, test inputs and peers."""
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 
@@ -51,28 +52,17 @@ def make(
     return tensors | ({"activation": "gelu"} if "gelu" in parts else {})
 
 
-def factorised(
+def by_axis(
+    function: Callable,
     x: Tensor,
     weight_1: Tensor,
     weight_2: Tensor | None = None,
     weight_3: Tensor | None = None,
     **options,
 ) -> Tensor:
-    """`spectral_conv` with every axis's weight by a name of its own."""
+    """The op or its reference, with every axis's weight by a name of its own."""
     weights = [w for w in (weight_1, weight_2, weight_3) if w is not None]
-    return spectral_conv(x, weights, **options)
-
-
-def factorised_reference(
-    x: Tensor,
-    weight_1: Tensor,
-    weight_2: Tensor | None = None,
-    weight_3: Tensor | None = None,
-    **options,
-) -> Tensor:
-    """`spectral_conv_reference`, likewise."""
-    weights = [w for w in (weight_1, weight_2, weight_3) if w is not None]
-    return spectral_conv_reference(x, weights, **options)
+    return function(x, weights, **options)
 
 
 def flop(x: Tensor, weight: Tensor, skip: Tensor | None = None, **_) -> tuple[int, int]:
@@ -161,8 +151,8 @@ DEPTHWISE = OpSpec(
 
 FACTORISED = OpSpec(
     name="spectral_conv",
-    function=factorised,
-    reference=factorised_reference,
+    function=partial(by_axis, spectral_conv),
+    reference=partial(by_axis, spectral_conv_reference),
     differentiable=("x", "weight_1", "weight_2", "weight_3", "skip", "bias"),
     variants=SPECTRAL_CONV.variants,
     gpu_variants={},
