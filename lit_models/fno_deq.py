@@ -137,7 +137,12 @@ class LitFNODEQ(LitOperator):
         warm_up: updates at first for which the block is repeated and differentiated through.
         warm_up_steps: how often it is repeated then.
         jacobian: weight of the mean square of the Jacobian in the loss of training.
+        depths: of the test also the error after so many evaluations of the block, whatever the
+            residual: test/nrmse_depth_<k>.
         options: of LitOperator.
+
+    Raises:
+        ValueError: see LitOperator; `depths` without a fixed point.
     """
 
     net: FNODEQ
@@ -150,14 +155,18 @@ class LitFNODEQ(LitOperator):
         warm_up: int = 0,
         warm_up_steps: int = 8,
         jacobian: float = 0.0,
+        depths: Sequence[int] = (),
         **options,
     ):
         super().__init__(net, optimisation, **options)
+        if depths and net.fixed_point is None:
+            raise ValueError("Without a fixed point there are no depths: set model.depths=[].")
         self.warm_up, self.jacobian = warm_up, jacobian
         net.penalised = jacobian > 0
         self.health = nn.ModuleDict(
             {name: MeanMetric() for name in ("residual", "iterations", "converged")}
         )
+        self.at_depth = nn.ModuleDict({str(depth): MeanMetric() for depth in depths})
         self.solved = net.fixed_point
         if self.solved is not None:
             self.repeated = replace(self.solved, gradient="unroll", most=warm_up_steps)
@@ -178,6 +187,20 @@ class LitFNODEQ(LitOperator):
         if self.solved is not None:
             for name, mean in self.health.items():
                 mean.update(self._of_samples(name))
+
+    def test_step(self, batch: FieldBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().test_step(batch, batch_idx, dataloader_idx)
+        if dataloader_idx == 0:
+            for depth, mean in self.at_depth.items():
+                self.net.fixed_point = replace(self.solved, most=int(depth), tolerance=0.0)
+                mean.update(self.task.loss(self(batch), batch), self.task.samples(batch))
+            self.net.fixed_point = self.solved
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        for depth, mean in self.at_depth.items():
+            self.log(f"test/nrmse_depth_{depth}", mean.compute())
+            mean.reset()
 
     def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
         super()._log_metrics(metrics, stage)

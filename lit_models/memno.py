@@ -106,6 +106,41 @@ class MemNO(nn.Module):
         return self.projection(self.after(x)).unflatten(0, (B, T)), state
 
 
+class StackedFrames(nn.Module):
+    """A memoryless network that is given the last frames at once, stacked as channels.
+
+    The control of a memory: more of the past, and no state. What lies before the first frame is
+    zero.
+
+    Args:
+        net: maps [B, frames·C, *points], oldest frame first, to [B, D, *points].
+        frames: how many it is given.
+
+    Raises:
+        ValueError: `frames` is not positive.
+    """
+
+    def __init__(self, net: nn.Module, frames: int):
+        super().__init__()
+        if frames < 1:
+            raise ValueError(f"Expected at least one frame, got {frames}.")
+        self.net, self.frames = net, frames
+
+    def forward(
+        self,
+        frames: Float[Tensor, "B T C *points"],
+        state: Float[Tensor, "B past C *points"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D *points"], Float[Tensor, "B past C *points"]]:
+        """The frame that follows each of these, and the last of them, `frames` − 1."""
+        B, T = frames.shape[:2]
+        if state is None:
+            state = frames.new_zeros(B, self.frames - 1, *frames.shape[2:])
+        seen = torch.cat([state, frames], dim=1)
+        windows = seen.unfold(1, self.frames, 1).movedim(-1, 2)  # [B, T, frames, C, *points]
+        following = self.net(windows.flatten(0, 1).flatten(1, 2))
+        return following.unflatten(0, (B, T)), seen[:, T:]
+
+
 class LitMemNO(LitOperator):
     """Trains a network that carries a state from frame to frame, as LitOperator does others.
 
