@@ -1,13 +1,16 @@
 """One figure a claim, from its JSON alone.
 
 A claim's `figure` says which: `kind: cases` (the default) shows the metric of every seed, arm and
-case, and may name a factor as `x`; `kind: curves` draws what runs reported as curves.
+case; `kind: curves` draws what runs reported as curves, `kind: ladder` metrics whose names end in
+a number against that number, `kind: heat` a statistic over two factors.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -26,7 +29,8 @@ def draw(result: dict[str, Any], target: Path, digest: str) -> None:
     """Draw a claim's figure to a PNG that bears the digest of its JSON."""
     figure = Figure(layout="constrained")
     kind = result["claim"]["figure"].get("kind", "cases")
-    {"cases": draw_cases, "curves": draw_curves}[kind](result, figure)
+    kinds = {"cases": draw_cases, "curves": draw_curves, "ladder": draw_ladder, "heat": draw_heat}
+    kinds[kind](result, figure)
     figure.suptitle(f"{result['claim']['title']}\n{result['verdict']}", fontsize=10)
     figure.savefig(target, dpi=110, metadata={STAMP: digest, "Software": None})
 
@@ -85,6 +89,60 @@ def draw_curves(result: dict[str, Any], figure: Figure) -> None:
         axes.set(xscale="log", yscale="log", xlabel=spec["x"], title=arm)
         axes.grid(alpha=0.3)
         _legend(axes)
+
+
+def draw_ladder(result: dict[str, Any], figure: Figure) -> None:
+    """Every metric `<metrics><number>` of the tests against the number: means, and all seeds.
+
+    A line an arm, a panel a label of `panel`; `x` is what the numbers are.
+    """
+    spec = result["claim"]["figure"]
+    panel, prefix = spec.get("panel"), spec["metrics"]
+    runs = [run for run in result["runs"] if run["report"] is not None]
+    labels = list(dict.fromkeys(run["case"].get(panel) for run in runs))
+    arms = list(result["claim"]["arms"])
+    figure.set_size_inches(max(5.5, 4.2 * len(labels)), 4.2)
+    for axes, label in zip(_row(figure, len(labels)), labels, strict=True):
+        for index, arm in enumerate(arms):
+            values: dict[float, list[float]] = {}
+            for run in runs:
+                if (run["arm"], run["case"].get(panel)) != (arm, label):
+                    continue
+                for name, value in run["report"]["test"].items():
+                    if name.startswith(prefix):
+                        values.setdefault(float(name.removeprefix(prefix)), []).append(value)
+            points = sorted(values)
+            means = [sum(values[x]) / len(values[x]) for x in points]
+            axes.plot(points, means, "-", color=f"C{index}", label=arm)
+            for x in points:
+                axes.plot([x] * len(values[x]), values[x], ".", color=f"C{index}", alpha=0.6)
+        axes.set(xscale="log", yscale=spec.get("scale", "log"), xlabel=spec["x"])
+        axes.set_title("" if label is None else f"{panel}: {label}", fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(prefix.rstrip("_").split("_")[0])
+    _legend(figure.axes[-1])
+
+
+def draw_heat(result: dict[str, Any], figure: Figure) -> None:
+    """A number a case: the value of `statistic` over the factors `x` and `y`."""
+    spec, claim = result["claim"]["figure"], result["claim"]
+    columns, rows = list(claim["cases"][spec["x"]]), list(claim["cases"][spec["y"]])
+    values = {
+        (e["case"][spec["y"]], e["case"][spec["x"]]): e["value"]
+        for e in result["statistics"]
+        if e["name"] == spec["statistic"] and e["value"] is not None
+    }
+    grid = [[values.get((row, column), math.nan) for column in columns] for row in rows]
+    figure.set_size_inches(1.6 + 1.3 * len(columns), 1.8 + 0.7 * len(rows))
+    axes = figure.subplots()
+    image = axes.imshow(grid, cmap="RdBu_r", norm=CenteredNorm(1), aspect="auto")
+    for (row, column), value in values.items():
+        at = columns.index(column), rows.index(row)
+        axes.text(*at, f"{value:.2f}", ha="center", va="center", backgroundcolor="white")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=spec["x"], ylabel=spec["y"])
+    figure.colorbar(image, label=spec["statistic"])
 
 
 def _x(cell: dict[str, Any], panel: str | None) -> str:

@@ -224,6 +224,7 @@ class PDEDataModule(DataModule):
                 self.input_normaliser,
                 self.normalise,
                 self.noise,
+                training=split == "train",
             )
 
         for split in SPLITS:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -135,24 +135,32 @@ class Statistics:
         return Normaliser((mean + self.shift[:, 0]).float(), std.float(), self.axes)
 
 
+NoisyTarget = Literal["never", "training", "always"]
+
+
 @dataclass(frozen=True)
 class ObservationNoise:
     """White Gaussian noise on what is observed; a frame of a sample always bears the same.
 
     Attributes:
         std: standard deviation, in units of the training states' own in each channel.
-        target: also on what is to be predicted.
+        target: also on what is to be predicted: `never`, `training` alone, so that scores are of
+            the true fields, or `always`.
         seed: of the noise.
     """
 
     std: float
-    target: bool = False
+    target: str = "never"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.std >= 0 or self.seed < 0:
             raise DataError(
                 f"data.noise has a std and a seed of 0 or more, got {self.std} and {self.seed}."
+            )
+        if self.target not in get_args(NoisyTarget):
+            raise DataError(
+                f"data.noise.target is {', '.join(get_args(NoisyTarget))}, got {self.target!r}."
             )
 
     def __call__(self, field: Tensor, normaliser: Normaliser, sample: int, first: int) -> Tensor:
@@ -183,7 +191,8 @@ class Windows(Dataset):
         states: normaliser of the states.
         given: normaliser of a steady problem's inputs.
         normalise: items are normalised.
-        noise: on the input.
+        noise: on what is observed.
+        training: whether these are for training, for `noise`.
     """
 
     def __init__(
@@ -197,6 +206,7 @@ class Windows(Dataset):
         given: Normaliser | None,
         normalise: bool,
         noise: ObservationNoise | None,
+        training: bool,
     ):
         self.files, self.samples, self.sampling = files, samples, sampling
         frames = sampling.frames(files.frames)
@@ -204,6 +214,8 @@ class Windows(Dataset):
         self.windows = 1 if horizon is None or files.inputs else frames - history - horizon + 1
         self.states, self.given = states, given
         self.normalise, self.noise = normalise, noise
+        noisy_targets = ("training", "always") if training else ("always",)
+        self.noisy_target = noise is not None and noise.target in noisy_targets
 
     def __len__(self) -> int:
         return len(self.samples) * self.windows
@@ -222,7 +234,7 @@ class Windows(Dataset):
             source = self.states
         if self.noise is not None:
             given = self.noise(given, source, sample, first)
-            if self.noise.target:
+            if self.noisy_target:
                 wanted = self.noise(wanted, self.states, sample, first + self.history)
         if self.normalise:
             given, wanted = source(given), self.states(wanted)

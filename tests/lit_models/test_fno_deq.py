@@ -113,6 +113,27 @@ def test_what_does_not_converge_is_not_hidden():
     assert loss.isfinite()
 
 
+def test_errors_at_a_depth_are_those_of_so_many_evaluations():
+    torch.manual_seed(0)
+    net = make(fixed_point=EXACT)
+    model, *_ = train(net, depths=[1, 3])
+    batch = {"input": torch.randn(3, 1, 1, 9, 9), "target": torch.randn(3, 1, 1, 9, 9)}
+    model.eval()
+    with torch.no_grad():
+        model.test_step(batch, 0)
+        for depth in (1, 3):
+            net.fixed_point = replace(EXACT, most=depth, tolerance=0.0)
+            want = model.task.loss(model(batch), batch)
+            torch.testing.assert_close(model.at_depth[str(depth)].compute(), want)
+    assert model.at_depth["1"].compute() != model.at_depth["3"].compute()
+    assert model.health["converged"].compute() == 1  # of the solver as it is set, not of a depth
+
+
+def test_depths_are_those_of_a_fixed_point():
+    with pytest.raises(ValueError, match="Without a fixed point there are no depths"):
+        train(make(), depths=[1])
+
+
 def test_the_first_updates_repeat_the_block():
     """Without a trainer the update is the first."""
     model, loss, logged = train(make(fixed_point=EXACT), warm_up=1, warm_up_steps=2)

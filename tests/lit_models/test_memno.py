@@ -8,7 +8,7 @@ import torch
 from lit_models.ffno import FFNO
 from lit_models.layers.memory import LSTM, SelectiveChain
 from lit_models.layers.s4d import S4D
-from lit_models.memno import LitMemNO, MemNO
+from lit_models.memno import LitMemNO, MemNO, StackedFrames
 from lit_models.module import Optimisation
 from lit_models.tasks import relative_l2
 
@@ -119,6 +119,27 @@ def test_pushforward_takes_the_loss_of_one_frame_after_free_ones(memory, monkeyp
     loss = model.training_loss(batch)
     want = relative_l2(model(batch)[:, 2:3], batch["target"][:, 2:3])
     torch.testing.assert_close(loss, want)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_stacked_frames_are_the_last_ones_oldest_first(frames):
+    net = StackedFrames(FFNO(2 * frames, 2, (4,), width=8, layers=1), frames)
+    seen = torch.randn(3, 5, 2, N)
+    whole, _ = net(seen)
+    before = torch.cat([torch.zeros(3, frames - 1, 2, N), seen], dim=1)
+    for t in range(5):
+        want = net.net(before[:, t : t + frames].flatten(1, 2))
+        torch.testing.assert_close(whole[:, t], want, rtol=1e-4, atol=1e-5)
+    state, parts = None, []
+    for part in seen.split([2, 1, 2], dim=1):
+        y, state = net(part, state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_no_frame_is_no_network():
+    with pytest.raises(ValueError, match="at least one frame, got 0"):
+        StackedFrames(FFNO(2, 2, (4,)), 0)
 
 
 @pytest.mark.parametrize("options", [{"inputs": 1}, {"resolution": [8]}])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.base import SPLITS
 from datamodules.errors import DataError
 from datamodules.pde import views
 from datamodules.pde.compressible import CompressibleNavierStokes
@@ -95,7 +96,7 @@ def test_fewer_points_and_frames(cache):
 
 def test_noise_is_of_the_frame_and_not_of_the_window(cache):
     clean = make(cache, history=2, normalise=False)
-    noisy = make(cache, history=2, normalise=False, noise=ObservationNoise(0.1, target=True))
+    noisy = make(cache, history=2, normalise=False, noise=ObservationNoise(0.1, target="always"))
     first, second = noisy.train_dataset[0], noisy.train_dataset[1]
     assert torch.equal(first["input"][1], second["input"][0])
     assert torch.equal(first["target"][0], second["input"][1])
@@ -105,9 +106,18 @@ def test_noise_is_of_the_frame_and_not_of_the_window(cache):
     ]
     assert torch.stack(added).std() == pytest.approx(0.1 * clean.normaliser.std.item(), rel=0.1)
     assert torch.equal(clean.normaliser.std, noisy.normaliser.std)
-    observed = make(cache, normalise=False, noise=ObservationNoise(0.1))
+
+
+@pytest.mark.parametrize(
+    ("target", "noisy"), [("never", set()), ("training", {"train"}), ("always", set(SPLITS))]
+)
+def test_targets_bear_noise_where_they_are_to(cache, target, noisy):
+    observed = make(cache, normalise=False, noise=ObservationNoise(0.1, target=target))
     plain = make(cache, normalise=False)
-    assert torch.equal(observed.test_dataset[0]["target"], plain.test_dataset[0]["target"])
+    for split in SPLITS:
+        got, want = (getattr(data, f"{split}_dataset")[0] for data in (observed, plain))
+        assert torch.equal(got["target"], want["target"]) is (split not in noisy)
+        assert not torch.equal(got["input"], want["input"])
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_resume(cache):
@@ -263,6 +273,11 @@ def test_windows_that_cannot_fit_are_refused_before_anything_is_solved(tmp_path)
 def test_noise_without_sense_is_refused(wrong):
     with pytest.raises(DataError, match="std and a seed of 0 or more"):
         ObservationNoise(**wrong)
+
+
+def test_noise_on_unknown_targets_is_refused():
+    with pytest.raises(DataError, match="target is never, training, always, got True"):
+        ObservationNoise(0.1, target=True)
 
 
 def test_official_files_do_not_say_where_their_points_are(tmp_path):
