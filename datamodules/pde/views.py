@@ -135,7 +135,7 @@ class Statistics:
         return Normaliser((mean + self.shift[:, 0]).float(), std.float(), self.axes)
 
 
-NoisyTarget = Literal["never", "training", "always"]
+NoiseAt = Literal["never", "training", "always"]
 
 
 @dataclass(frozen=True)
@@ -143,25 +143,36 @@ class ObservationNoise:
     """White Gaussian noise on what is observed; a frame of a sample always bears the same.
 
     Attributes:
-        std: standard deviation, in units of the training states' own in each channel.
-        target: also on what is to be predicted: `never`, `training` alone, so that scores are of
-            the true fields, or `always`.
+        std: standard deviation, in units of the training data's own in each channel; of several
+            every sample bears one, in turn.
+        given: when frames that are given, or inputs, bear it: `never`, in `training` alone, so
+            that tests are of true fields, or `always`.
+        target: when what is to be predicted does.
         seed: of the noise.
     """
 
-    std: float
+    std: float | Sequence[float]
+    given: str = "always"
     target: str = "never"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.std >= 0 or self.seed < 0:
+        several = tuple(self.std) if isinstance(self.std, Sequence) else (self.std,)
+        if not several or not all(std >= 0 for std in several) or self.seed < 0:
             raise DataError(
                 f"data.noise has a std and a seed of 0 or more, got {self.std} and {self.seed}."
             )
-        if self.target not in get_args(NoisyTarget):
-            raise DataError(
-                f"data.noise.target is {', '.join(get_args(NoisyTarget))}, got {self.target!r}."
-            )
+        object.__setattr__(self, "std", several)
+        for name in ("given", "target"):
+            if getattr(self, name) not in get_args(NoiseAt):
+                raise DataError(
+                    f"data.noise.{name} is {', '.join(get_args(NoiseAt))}, got "
+                    f"{getattr(self, name)!r}."
+                )
+
+    def on(self, what: Literal["given", "target"], training: bool) -> bool:
+        """Whether given frames or targets bear it."""
+        return getattr(self, what) in (("training", "always") if training else ("always",))
 
     def __call__(self, field: Tensor, normaliser: Normaliser, sample: int, first: int) -> Tensor:
         """[T, C, *points] with noise, its frames numbered from `first`."""
@@ -171,7 +182,8 @@ class ObservationNoise:
             )
             for i in range(len(field))
         ]
-        scale = self.std * normaliser.along(normaliser.std, field)
+        std = self.std[sample % len(self.std)]
+        scale = std * normaliser.along(normaliser.std, field)
         return field + scale * torch.from_numpy(np.stack(noise))
 
 
@@ -213,9 +225,7 @@ class Windows(Dataset):
         self.history, self.horizon = history, horizon or frames - history
         self.windows = 1 if horizon is None or files.inputs else frames - history - horizon + 1
         self.states, self.given = states, given
-        self.normalise, self.noise = normalise, noise
-        noisy_targets = ("training", "always") if training else ("always",)
-        self.noisy_target = noise is not None and noise.target in noisy_targets
+        self.normalise, self.noise, self.training = normalise, noise, training
 
     def __len__(self) -> int:
         return len(self.samples) * self.windows
@@ -233,8 +243,9 @@ class Windows(Dataset):
             given, wanted = frames[: self.history], frames[self.history :]
             source = self.states
         if self.noise is not None:
-            given = self.noise(given, source, sample, first)
-            if self.noisy_target:
+            if self.noise.on("given", self.training):
+                given = self.noise(given, source, sample, first)
+            if self.noise.on("target", self.training):
                 wanted = self.noise(wanted, self.states, sample, first + self.history)
         if self.normalise:
             given, wanted = source(given), self.states(wanted)

@@ -5,6 +5,7 @@ state after the last step; S4D, in a file of its own, is another.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -74,7 +75,7 @@ class SelectiveChain(nn.Module):
         head_dim: int = 16,
         expand: int = 2,
         kernel: int = 4,
-        step_range: tuple[float, float] = (1e-3, 1e-1),
+        step_range: Sequence[float] = (1e-3, 1e-1),
     ):
         super().__init__()
         inner = expand * channels

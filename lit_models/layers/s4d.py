@@ -5,6 +5,7 @@ pairs of real ones, 2 = real, imaginary.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -43,7 +44,7 @@ class S4D(nn.Module):
         *,
         discretisation: str = "zoh",
         poles: str = "lin",
-        step_range: tuple[float, float] = (1e-3, 1e-1),
+        step_range: Sequence[float] = (1e-3, 1e-1),
     ):
         super().__init__()
         if state < 2 or state % 2 or discretisation not in get_args(Discretisation):

@@ -1,6 +1,7 @@
 """What a claim's file says becomes runs, and what it must not say is told in one sentence."""
 
 import pytest
+from hydra.utils import instantiate
 
 from errors import UserError
 from ledger.claim import Planner, claim_names, load_claim, targets
@@ -106,3 +107,21 @@ def test_every_claim_plans_its_runs_at_every_scale(name, scale, monkeypatch):
     assert all(len(run.key) == 12 for run in runs)
     if claim.tune:
         assert {run.seed for run in planner.tuning_runs()}.isdisjoint(claim.seeds)
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+@pytest.mark.parametrize(
+    ("name", "ours", "sizes"),
+    [
+        ("memno_memories", "s4d", dict.fromkeys(load_claim("memno_memories", "demo").arms, 1)),
+        ("memno_low_resolution", "memory", {"none": 1}),
+        ("fno_deq_darcy", "fno-deq", {"fno, 4.0 x": 4, "fno++, 4 blocks": 3.25, "fno-wt": 1}),
+    ],
+)
+def test_arms_are_as_large_as_their_claim_says(name, ours, sizes, scale, monkeypatch):
+    monkeypatch.setattr(Planner, "_source", lambda self, data: "generated")
+    runs = {run.arm: run for run in Planner(load_claim(name, scale)).test_runs((0,))}
+    models = {arm: instantiate(runs[arm].config.model) for arm in [ours, *sizes]}
+    count = {arm: sum(p.numel() for p in model.parameters()) for arm, model in models.items()}
+    for arm, size in sizes.items():
+        assert count[arm] / count[ours] == pytest.approx(size, rel=0.05 if size == 1 else 0.005)

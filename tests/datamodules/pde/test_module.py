@@ -108,16 +108,31 @@ def test_noise_is_of_the_frame_and_not_of_the_window(cache):
     assert torch.equal(clean.normaliser.std, noisy.normaliser.std)
 
 
+@pytest.mark.parametrize("which", ["given", "target"])
 @pytest.mark.parametrize(
-    ("target", "noisy"), [("never", set()), ("training", {"train"}), ("always", set(SPLITS))]
+    ("when", "noisy"), [("never", set()), ("training", {"train"}), ("always", set(SPLITS))]
 )
-def test_targets_bear_noise_where_they_are_to(cache, target, noisy):
-    observed = make(cache, normalise=False, noise=ObservationNoise(0.1, target=target))
-    plain = make(cache, normalise=False)
+def test_fields_bear_noise_where_and_when_they_are_to(cache, which, when, noisy):
+    noise = ObservationNoise(0.1, **{"given": "never", "target": "never"} | {which: when})
+    observed, plain = make(cache, normalise=False, noise=noise), make(cache, normalise=False)
     for split in SPLITS:
         got, want = (getattr(data, f"{split}_dataset")[0] for data in (observed, plain))
-        assert torch.equal(got["target"], want["target"]) is (split not in noisy)
-        assert not torch.equal(got["input"], want["input"])
+        there, other = ("input", "target") if which == "given" else ("target", "input")
+        assert torch.equal(got[there], want[there]) is (split not in noisy)
+        assert torch.equal(got[other], want[other])
+
+
+def test_of_several_strengths_every_sample_bears_one_in_turn(cache):
+    strengths = [0.0, 0.01, 1.0]
+    noisy = make(cache, horizon=None, normalise=False, noise=ObservationNoise(strengths))
+    clean = make(cache, horizon=None, normalise=False)
+    std, counts = clean.normaliser.std.item(), [0, 0, 0]
+    for got, want in zip(noisy.train_dataset, clean.train_dataset, strict=True):
+        of = got["sample"] % 3
+        counts[of] += 1
+        added = (got["input"] - want["input"]).std().item()
+        assert added == pytest.approx(strengths[of] * std, rel=0.5, abs=1e-6)
+    assert max(counts) - min(counts) <= 1
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_resume(cache):
@@ -269,15 +284,16 @@ def test_windows_that_cannot_fit_are_refused_before_anything_is_solved(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [{"std": -1.0}, {"std": float("nan")}, {"std": 0.1, "seed": -1}])
+@pytest.mark.parametrize("wrong", [{"std": -1.0}, {"std": float("nan")}, {"std": 0.1, "seed": -1}, {"std": []}, {"std": [0.1, -1]}])
 def test_noise_without_sense_is_refused(wrong):
     with pytest.raises(DataError, match="std and a seed of 0 or more"):
         ObservationNoise(**wrong)
 
 
-def test_noise_on_unknown_targets_is_refused():
-    with pytest.raises(DataError, match="target is never, training, always, got True"):
-        ObservationNoise(0.1, target=True)
+@pytest.mark.parametrize("which", ["given", "target"])
+def test_noise_at_unknown_times_is_refused(which):
+    with pytest.raises(DataError, match=f"{which} is never, training, always, got True"):
+        ObservationNoise(0.1, **{which: True})
 
 
 def test_official_files_do_not_say_where_their_points_are(tmp_path):
