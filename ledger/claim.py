@@ -351,7 +351,8 @@ class Planner:
             config = make(what, overrides, seed)
             resolved = OmegaConf.to_container(config, resolve=True)
             # An override may refer to the config: layers equal to the planted depth.
-            chosen = {key: OmegaConf.select(config, key) for key in chosen}
+            place = config.get("study", config)
+            chosen = {key: OmegaConf.select(place, key) for key in chosen}
         except OmegaConfBaseException as error:
             where = f"claim {self.claim.name}, arm {arm}"
             raise UserError(f"{where}: {first_line(error)}.") from error

@@ -25,6 +25,12 @@ def test_every_arm_runs_in_every_case_with_every_seed_and_value(small):
     assert run.label == "narrow · training long · lr 0.01 · seed 1"
 
 
+def test_what_is_selected_of_a_study_is_told():
+    runs = Planner(load_claim("memno_linear", "demo")).test_runs((1,))
+    assert [run.chosen for run in runs] == [{"lr": lr} for lr in (3e-3, 1e-2, 3e-2)] * 2
+    assert all(run.config.study.lr == run.chosen["lr"] for run in runs)
+
+
 def test_tuning_has_seeds_of_its_own_and_leaves_the_test_split_alone(small):
     runs = Planner(small).tuning_runs()
     assert [(run.arm, run.chosen["callbacks.ema.decay"]) for run in runs] == [
