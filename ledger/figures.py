@@ -2,15 +2,13 @@
 
 A claim's `figure` says which: `kind: cases` (the default) shows the metric of every seed, arm and
 case; `kind: curves` draws what runs reported as curves, `kind: ladder` metrics whose names end in
-a number against that number, `kind: heat` a statistic over two factors.
+a number against that number.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -29,7 +27,7 @@ def draw(result: dict[str, Any], target: Path, digest: str) -> None:
     """Draw a claim's figure to a PNG that bears the digest of its JSON."""
     figure = Figure(layout="constrained")
     kind = result["claim"]["figure"].get("kind", "cases")
-    kinds = {"cases": draw_cases, "curves": draw_curves, "ladder": draw_ladder, "heat": draw_heat}
+    kinds = {"cases": draw_cases, "curves": draw_curves, "ladder": draw_ladder}
     kinds[kind](result, figure)
     figure.suptitle(f"{result['claim']['title']}\n{result['verdict']}", fontsize=10)
     figure.savefig(target, dpi=110, metadata={STAMP: digest, "Software": None})
@@ -94,11 +92,13 @@ def draw_curves(result: dict[str, Any], figure: Figure) -> None:
 def draw_ladder(result: dict[str, Any], figure: Figure) -> None:
     """Every metric `<metrics><number>` of the tests against the number: means, and all seeds.
 
-    A line an arm, a panel a label of `panel`; `x` is what the numbers are.
+    A line an arm, a panel a label of `panel`; `x` is what the numbers are, `y` the metric.
     """
     spec = result["claim"]["figure"]
     panel, prefix = spec.get("panel"), spec["metrics"]
     runs = [run for run in result["runs"] if run["report"] is not None]
+    tests = {name for run in runs for name in run["report"]["test"] if name.startswith(prefix)}
+    numbers = sorted(float(name.removeprefix(prefix)) for name in tests)
     labels = list(dict.fromkeys(run["case"].get(panel) for run in runs))
     arms = list(result["claim"]["arms"])
     figure.set_size_inches(max(5.5, 4.2 * len(labels)), 4.2)
@@ -117,32 +117,12 @@ def draw_ladder(result: dict[str, Any], figure: Figure) -> None:
             for x in points:
                 axes.plot([x] * len(values[x]), values[x], ".", color=f"C{index}", alpha=0.6)
         axes.set(xscale="log", yscale=spec.get("scale", "log"), xlabel=spec["x"])
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.minorticks_off()
         axes.set_title("" if label is None else f"{panel}: {label}", fontsize=9)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(prefix.rstrip("_").split("_")[0])
+    figure.axes[0].set_ylabel(spec["y"])
     _legend(figure.axes[-1])
-
-
-def draw_heat(result: dict[str, Any], figure: Figure) -> None:
-    """A number a case: the value of `statistic` over the factors `x` and `y`."""
-    spec, claim = result["claim"]["figure"], result["claim"]
-    columns, rows = list(claim["cases"][spec["x"]]), list(claim["cases"][spec["y"]])
-    values = {
-        (e["case"][spec["y"]], e["case"][spec["x"]]): e["value"]
-        for e in result["statistics"]
-        if e["name"] == spec["statistic"] and e["value"] is not None
-    }
-    grid = [[values.get((row, column), math.nan) for column in columns] for row in rows]
-    figure.set_size_inches(1.6 + 1.3 * len(columns), 1.8 + 0.7 * len(rows))
-    axes = figure.subplots()
-    image = axes.imshow(grid, cmap="RdBu_r", norm=CenteredNorm(1), aspect="auto")
-    for (row, column), value in values.items():
-        at = columns.index(column), rows.index(row)
-        axes.text(*at, f"{value:.2f}", ha="center", va="center", backgroundcolor="white")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel=spec["x"], ylabel=spec["y"])
-    figure.colorbar(image, label=spec["statistic"])
 
 
 def _x(cell: dict[str, Any], panel: str | None) -> str:

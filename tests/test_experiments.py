@@ -87,6 +87,14 @@ def test_u_nets_are_as_large_as_the_fno_that_they_rival(data, scale, tolerance):
     assert unet == pytest.approx(fno, rel=tolerance)
 
 
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+@pytest.mark.parametrize("rival", ["galerkin_ks", "unet_ks"])
+def test_rivals_are_as_large_as_memno(rival, scale):
+    models = [compose_model(name, f"scale={scale}")[0] for name in (rival, "memno_ks")]
+    rival_size, size = (sum(p.numel() for p in instantiate(m).parameters()) for m in models)
+    assert rival_size == pytest.approx(size, rel=0.05)
+
+
 def test_a_scale_keeps_the_kind_of_model_and_the_metric():
     for experiment in NAMES:
         models = [compose_model(experiment, f"scale={s}")[0] for s in ("demo", "paper")]

@@ -119,7 +119,6 @@ def test_every_claim_plans_its_runs_at_every_scale(name, scale, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "ours", "sizes"),
     [
-        ("memno_memories", "s4d", dict.fromkeys(load_claim("memno_memories", "demo").arms, 1)),
         ("memno_low_resolution", "memory", {"none": 1}),
         ("fno_deq_darcy", "fno-deq", {"fno, 4.0 x": 4, "fno++, 4 blocks": 3.25, "fno-wt": 1}),
     ],

@@ -121,6 +121,7 @@ def test_errors_at_a_depth_are_those_of_so_many_evaluations():
     model.eval()
     with torch.no_grad():
         model.test_step(batch, 0)
+        assert net.fixed_point == EXACT
         for depth in (1, 3):
             net.fixed_point = replace(EXACT, most=depth, tolerance=0.0)
             want = model.task.loss(model(batch), batch)

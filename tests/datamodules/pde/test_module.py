@@ -284,7 +284,16 @@ def test_windows_that_cannot_fit_are_refused_before_anything_is_solved(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [{"std": -1.0}, {"std": float("nan")}, {"std": 0.1, "seed": -1}, {"std": []}, {"std": [0.1, -1]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"std": -1.0},
+        {"std": float("nan")},
+        {"std": 0.1, "seed": -1},
+        {"std": []},
+        {"std": [0.1, -1]},
+    ],
+)
 def test_noise_without_sense_is_refused(wrong):
     with pytest.raises(DataError, match="std and a seed of 0 or more"):
         ObservationNoise(**wrong)
