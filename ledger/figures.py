@@ -6,6 +6,7 @@ a number against that number.
 """
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -92,37 +93,30 @@ def draw_curves(result: dict[str, Any], figure: Figure) -> None:
 def draw_ladder(result: dict[str, Any], figure: Figure) -> None:
     """Every metric `<metrics><number>` of the tests against the number: means, and all seeds.
 
-    A line an arm, a panel a label of `panel`; `x` is what the numbers are, `y` the metric.
+    A line an arm; `x` is what the numbers are, `y` the metric.
     """
-    spec = result["claim"]["figure"]
-    panel, prefix = spec.get("panel"), spec["metrics"]
-    runs = [run for run in result["runs"] if run["report"] is not None]
-    tests = {name for run in runs for name in run["report"]["test"] if name.startswith(prefix)}
-    numbers = sorted(float(name.removeprefix(prefix)) for name in tests)
-    labels = list(dict.fromkeys(run["case"].get(panel) for run in runs))
-    arms = list(result["claim"]["arms"])
-    figure.set_size_inches(max(5.5, 4.2 * len(labels)), 4.2)
-    for axes, label in zip(_row(figure, len(labels)), labels, strict=True):
-        for index, arm in enumerate(arms):
-            values: dict[float, list[float]] = {}
-            for run in runs:
-                if (run["arm"], run["case"].get(panel)) != (arm, label):
-                    continue
-                for name, value in run["report"]["test"].items():
-                    if name.startswith(prefix):
-                        values.setdefault(float(name.removeprefix(prefix)), []).append(value)
-            points = sorted(values)
-            means = [sum(values[x]) / len(values[x]) for x in points]
-            axes.plot(points, means, "-", color=f"C{index}", label=arm)
-            for x in points:
-                axes.plot([x] * len(values[x]), values[x], ".", color=f"C{index}", alpha=0.6)
-        axes.set(xscale="log", yscale=spec.get("scale", "log"), xlabel=spec["x"])
-        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-        axes.minorticks_off()
-        axes.set_title("" if label is None else f"{panel}: {label}", fontsize=9)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(spec["y"])
-    _legend(figure.axes[-1])
+    claim = result["claim"]
+    spec, prefix = claim["figure"], claim["figure"]["metrics"]
+    ladders: dict[str, dict[float, list[float]]] = {arm: {} for arm in claim["arms"]}
+    for run in result["runs"]:
+        for name, value in (run["report"] or {"test": {}})["test"].items():
+            if name.startswith(prefix):
+                number = float(name.removeprefix(prefix))
+                ladders[run["arm"]].setdefault(number, []).append(value)
+    figure.set_size_inches(5.5, 4.2)
+    axes = figure.subplots()
+    for index, (arm, ladder) in enumerate(ladders.items()):
+        numbers = sorted(ladder)
+        means = [fmean(ladder[number]) for number in numbers]
+        axes.plot(numbers, means, "-", color=f"C{index}", label=arm)
+        for number, values in ladder.items():
+            axes.plot([number] * len(values), values, ".", color=f"C{index}", alpha=0.6)
+    axes.set(xscale="log", yscale="log", xlabel=spec["x"], ylabel=spec["y"])
+    numbers = sorted(set().union(*ladders.values()))
+    axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    _legend(axes)
 
 
 def _x(cell: dict[str, Any], panel: str | None) -> str:

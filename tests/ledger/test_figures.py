@@ -17,7 +17,7 @@ def test_a_ladder_shows_the_mean_of_the_seeds_at_every_number():
         run("ours", 1, error_2=3.0, error_10=0.7, error=7.0),
         run("theirs", 0, error_2=4.0, error_10=4.0),
     ]
-    spec = {"metrics": "error_", "x": "steps", "y": "error", "scale": "linear"}
+    spec = {"metrics": "error_", "x": "steps", "y": "error"}
     claim = {"figure": spec, "arms": {"ours": {}, "theirs": {}}}
     draw_ladder({"claim": claim, "runs": runs}, figure)
     (axes,) = figure.axes
