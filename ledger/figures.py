@@ -2,14 +2,16 @@
 
 A claim's `figure` says which: `kind: cases` (the default) shows the metric of every seed, arm and
 case; `kind: curves` draws what runs reported as curves, `kind: ladder` metrics whose names end in
-a number against that number.
+a number against that number, and `kind: heat` a statistic over two factors of cases.
 """
 
+import math
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -28,7 +30,7 @@ def draw(result: dict[str, Any], target: Path, digest: str) -> None:
     """Draw a claim's figure to a PNG that bears the digest of its JSON."""
     figure = Figure(layout="constrained")
     kind = result["claim"]["figure"].get("kind", "cases")
-    kinds = {"cases": draw_cases, "curves": draw_curves, "ladder": draw_ladder}
+    kinds = {"cases": draw_cases, "curves": draw_curves, "ladder": draw_ladder, "heat": draw_heat}
     kinds[kind](result, figure)
     figure.suptitle(f"{result['claim']['title']}\n{result['verdict']}", fontsize=10)
     figure.savefig(target, dpi=110, metadata={STAMP: digest, "Software": None})
@@ -117,6 +119,28 @@ def draw_ladder(result: dict[str, Any], figure: Figure) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     _legend(axes)
+
+
+def draw_heat(result: dict[str, Any], figure: Figure) -> None:
+    """A number a case: the value of `statistic` over the factors `x` and `y`."""
+    spec, claim = result["claim"]["figure"], result["claim"]
+    columns, rows = list(claim["cases"][spec["x"]]), list(claim["cases"][spec["y"]])
+    values = {
+        (e["case"][spec["y"]], e["case"][spec["x"]]): e["value"]
+        for e in result["statistics"]
+        if e["name"] == spec["statistic"] and e["value"] is not None
+    }
+    grid = [[values.get((row, column), math.nan) for column in columns] for row in rows]
+    figure.set_size_inches(1.6 + 1.3 * len(columns), 1.8 + 0.7 * len(rows))
+    axes = figure.subplots()
+    image = axes.imshow(grid, cmap="RdBu_r", norm=CenteredNorm(1), aspect="auto")
+    for (row, column), value in values.items():
+        at = columns.index(column), rows.index(row)
+        axes.text(*at, f"{value:.2f}", ha="center", va="center", backgroundcolor="white")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=spec["x"], ylabel=spec["y"])
+    figure.colorbar(image, label=spec["statistic"])
 
 
 def _x(cell: dict[str, Any], panel: str | None) -> str:
