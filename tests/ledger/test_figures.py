@@ -39,16 +39,17 @@ def test_a_heat_map_shows_a_statistic_where_its_case_stands():
     }
     values = {("0.1", "32"): 3.0, ("0.1", "64"): 2.0, ("0.2", "32"): 0.5, ("0.2", "64"): None}
     entries = [
-        {"name": name, "case": {"viscosity": row, "points": column}, "value": value}
+        {"name": name, "case": {"viscosity": row, "points": column}, "value": known}
         for (row, column), value in values.items()
-        for name in ("gain", "another")
+        for name, known in (("gain", value), ("another", 7.0))
     ][::-1]
     draw_heat({"claim": claim, "statistics": entries}, figure)
     axes = figure.axes[0]
     (image,) = axes.images
     shown = image.get_array()
     assert shown[0].tolist() == [3.0, 2.0]
-    assert shown[1, 0] == 0.5 and shown.mask[1, 1]
+    assert shown[1, 0] == 0.5
+    assert shown.mask[1, 1]
     assert {t.get_text(): t.get_position() for t in axes.texts} == {
         "3.00": (0, 0),
         "2.00": (1, 0),
