@@ -6,13 +6,16 @@ a number against that number, and `kind: heat` a statistic over two factors of c
 """
 
 import math
+import textwrap
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from PIL import Image
 
 STAMP = "resolvent-json"
@@ -32,7 +35,11 @@ def draw(result: dict[str, Any], target: Path, digest: str) -> None:
     kind = result["claim"]["figure"].get("kind", "cases")
     kinds = {"cases": draw_cases, "curves": draw_curves, "ladder": draw_ladder, "heat": draw_heat}
     kinds[kind](result, figure)
-    figure.suptitle(f"{result['claim']['title']}\n{result['verdict']}", fontsize=10)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if axis.get_scale() == "log":
+            _plain_numbers(axis)
+    title = textwrap.fill(result["claim"]["title"], int(12 * figure.get_figwidth()))
+    figure.suptitle(f"{title}\n{result['verdict']}", fontsize=10)
     figure.savefig(target, dpi=110, metadata={STAMP: digest, "Software": None})
 
 
@@ -149,6 +156,18 @@ def _x(cell: dict[str, Any], panel: str | None) -> str:
 
 def _row(figure: Figure, count: int) -> list[Axes]:
     return list(figure.subplots(1, max(count, 1), sharey=True, squeeze=False)[0])
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """0.02 for 2 × 10⁻²; between powers of ten the fewer, the more of them there are."""
+    if isinstance(axis.get_major_locator(), FixedLocator):
+        return
+    low, high = axis.get_view_interval()
+    digits = "123456789" if high < 20 * low else "25" if high < 200 * low else ""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else "")
+    )
 
 
 def _legend(axes: Axes) -> None:
