@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Optimisation:
     lr: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Sequence[float] = (0.9, 0.999)
     final_lr_ratio: float = 0.0
     decay: str = "cosine"
     eps: float = 1e-8

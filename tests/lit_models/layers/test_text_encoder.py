@@ -94,6 +94,16 @@ def test_every_parameter_learns(make):
 
 
 @encoders
+def test_in_bfloat16_it_is_nearly_the_same(make):
+    net, batch = make(), padded(sentences_of(SIZES))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(**batch)
+    expected = net(**batch)
+    assert (y - expected).norm() < 0.03 * expected.norm()
+    y.sum().backward()
+
+
+@encoders
 def test_dropout_is_there(make):
     net, batch = make(dropout=0.5), padded(sentences_of((7, 3)))
     assert (net(**batch) - net(**batch)).abs().max() > 0.1
