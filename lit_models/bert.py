@@ -129,15 +129,21 @@ class ConvolvedSelfAttention(nn.Module):
         **others: Any,
     ) -> tuple[Float[Tensor, "B T W"], None]:
         x = sentences.unpad(hidden_states)
-        projections = (self.query, self.key, self.value)
+        value = self.convs[2](self.value(x), sentences)
         query, key, value = (
-            sentences.pad(conv(project(x), sentences))
-            .unflatten(-1, (self.heads, -1))
-            .transpose(1, 2)
-            for project, conv in zip(projections, self.convs, strict=True)
+            sentences.pad(y, hidden_states.shape[1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for y in (*self.queries_and_keys(x, sentences), value)
         )
         dropout = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout
         )
         return y.transpose(1, 2).flatten(2), None
+
+    def queries_and_keys(
+        self, x: Float[Tensor, "N W"], sentences: Sentences
+    ) -> tuple[Float[Tensor, "N W"], Float[Tensor, "N W"]]:
+        """What attention compares."""
+        projections = zip((self.query, self.key), self.convs[:2], strict=True)
+        query, key = (conv(project(x), sentences) for project, conv in projections)
+        return query, key
