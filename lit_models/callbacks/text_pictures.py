@@ -4,6 +4,7 @@ Shapes: T tokens of a sentence, H heads, N tokens of a batch without padding, M 
 """
 
 import itertools
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -108,7 +109,7 @@ def mixing_matrix(
     return (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=0)
 
 
-def draw_mixing(matrices: dict[str, Tensor], words: list[str]) -> Figure:
+def draw_mixing(matrices: dict[str, Tensor], words: Sequence[str]) -> Figure:
     """Each layer's matrix on a logarithmic scale, the sentence along both sides."""
     figure = Figure(figsize=(7 * len(matrices), 6), layout="constrained")
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
@@ -121,7 +122,7 @@ def draw_mixing(matrices: dict[str, Tensor], words: list[str]) -> Figure:
     return figure
 
 
-def filled_in(batch: TextBatch, logits: Float[Tensor, "M V"], words: list[str]) -> list[str]:
+def filled_in(batch: TextBatch, logits: Float[Tensor, "M V"], words: Sequence[str]) -> list[str]:
     """Every sentence in Markdown; a hidden word is `true → guess probability`, bold if right."""
     sentences = Sentences.of(batch["tokens"], batch.get("lengths"), batch.get("ptr"))
     packed = "ptr" in batch

@@ -22,7 +22,7 @@ from lit_models.module import Optimisation
 from tests.lit_models.test_text_classifier import classifier
 from tests.lit_models.texts import ENCODERS, VOCABULARY, WIDTH, packed, padded, sentences_of
 
-WORDS = [f"w{i}" for i in range(VOCABULARY)]
+WORDS = tuple(f"w{i}" for i in range(VOCABULARY))
 
 
 class Texts(L.LightningDataModule):
