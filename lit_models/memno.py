@@ -50,7 +50,10 @@ class MemNO(nn.Module):
     Args:
         in_channels, out_channels: of the fields.
         modes: m of every axis, see FactorisedSpectralConv.
-        memory: see MemoryBlock; None for an operator of the last frame alone.
+        memory: see MemoryBlock; None for an operator of the last frames alone.
+        frames: how many of the last frames are given at once, stacked as channels, the oldest first
+            and zeros before the first frame. More than one without a memory is the control of it:
+            more of the past, and no state.
         width: channels of the layers.
         before, after: Fourier layers before and after the memory.
         expansion, coordinates, projection: see `lit_models.ffno.FFNO`.
@@ -69,6 +72,7 @@ class MemNO(nn.Module):
         modes: Sequence[int],
         *,
         memory: Memory | None = None,
+        frames: int = 1,
         width: int = 64,
         before: int = 2,
         after: int = 2,
@@ -77,18 +81,20 @@ class MemNO(nn.Module):
         projection: float = 2.0,
     ):
         super().__init__()
-        if min(in_channels, out_channels, width, before + after, *modes) < 1:
+        if min(in_channels, out_channels, frames, width, before + after, *modes) < 1:
             raise ValueError(
-                "Expected positive channels, modes and width and at least one layer, got "
-                f"{in_channels}, {out_channels}, {list(modes)}, {width} and {before} + {after}."
+                "Expected positive channels, frames, modes and width and at least one layer, got "
+                f"{in_channels}, {out_channels}, {frames}, {list(modes)}, {width} and "
+                f"{before} + {after}."
             )
 
         def layers(count: int) -> nn.Sequential:
             convs = (FactorisedSpectralConv(width, modes) for _ in range(count))
             return nn.Sequential(*(FFNOBlock(conv, width, expansion) for conv in convs))
 
+        self.frames = frames
         self.coordinates = Coordinates(coordinates)
-        given = in_channels + self.coordinates.channels(len(modes))
+        given = frames * in_channels + self.coordinates.channels(len(modes))
         self.lifting = Pointwise(given, width)
         self.before, self.after = layers(before), layers(after)
         self.memory = None if memory is None else MemoryBlock(memory, width)
@@ -97,48 +103,18 @@ class MemNO(nn.Module):
     def forward(
         self, frames: Float[Tensor, "B T C *points"], state: Any = None
     ) -> tuple[Float[Tensor, "B T D *points"], Any]:
-        """The frame that follows each of these, and the memory's state after the last."""
+        """The frame that follows each of these, and the state: the last frames, the memory's."""
         B, T = frames.shape[:2]
-        x = self.before(self.lifting(self.coordinates(frames.flatten(0, 1))))
+        if state is None:
+            state = frames.new_zeros(B, self.frames - 1, *frames.shape[2:]), None
+        past, state = state
+        seen = torch.cat([past, frames], dim=1)
+        stacked = seen.unfold(1, self.frames, 1).movedim(-1, 2)  # [B, T, frames, C, *points]
+        x = self.before(self.lifting(self.coordinates(stacked.flatten(0, 1).flatten(1, 2))))
         if self.memory is not None:
             x, state = self.memory(x.unflatten(0, (B, T)), state)
             x = x.flatten(0, 1)
-        return self.projection(self.after(x)).unflatten(0, (B, T)), state
-
-
-class StackedFrames(nn.Module):
-    """A memoryless network that is given the last frames at once, stacked as channels.
-
-    The control of a memory: more of the past, and no state. What lies before the first frame is
-    zero.
-
-    Args:
-        net: maps [B, frames·C, *points], oldest frame first, to [B, D, *points].
-        frames: how many it is given.
-
-    Raises:
-        ValueError: `frames` is not positive.
-    """
-
-    def __init__(self, net: nn.Module, frames: int):
-        super().__init__()
-        if frames < 1:
-            raise ValueError(f"Expected at least one frame, got {frames}.")
-        self.net, self.frames = net, frames
-
-    def forward(
-        self,
-        frames: Float[Tensor, "B T C *points"],
-        state: Float[Tensor, "B past C *points"] | None = None,
-    ) -> tuple[Float[Tensor, "B T D *points"], Float[Tensor, "B past C *points"]]:
-        """The frame that follows each of these, and the last of them, `frames` − 1."""
-        B, T = frames.shape[:2]
-        if state is None:
-            state = frames.new_zeros(B, self.frames - 1, *frames.shape[2:])
-        seen = torch.cat([state, frames], dim=1)
-        windows = seen.unfold(1, self.frames, 1).movedim(-1, 2)  # [B, T, frames, C, *points]
-        following = self.net(windows.flatten(0, 1).flatten(1, 2))
-        return following.unflatten(0, (B, T)), seen[:, T:]
+        return self.projection(self.after(x)).unflatten(0, (B, T)), (seen[:, T:], state)
 
 
 class LitMemNO(LitOperator):

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.running import ROOT, report_of, train_here, train_outside
 from tools.list_experiments import EXPERIMENTS
 
+MEMORIES = ["none", "stacked_frames", "lstm", "mamba2"]
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 OFFICIAL_ALONE = ("edge_zinc", "node_zinc")  # trained in tests/datamodules/test_zinc.py
 
@@ -88,11 +89,19 @@ def test_u_nets_are_as_large_as_the_fno_that_they_rival(data, scale, tolerance):
 
 
 @pytest.mark.parametrize("scale", ["demo", "paper"])
-@pytest.mark.parametrize("rival", ["galerkin_ks", "unet_ks"])
-def test_rivals_are_as_large_as_memno(rival, scale):
-    models = [compose_model(name, f"scale={scale}")[0] for name in (rival, "memno_ks")]
-    rival_size, size = (sum(p.numel() for p in instantiate(m).parameters()) for m in models)
-    assert rival_size == pytest.approx(size, rel=0.05)
+@pytest.mark.parametrize(
+    ("ours", "rivals"),
+    [
+        ("memno_ks", ["galerkin_ks", "unet_ks"]),
+        ("memno_burgers", ["galerkin_burgers_pdebench", "unet_burgers_pdebench"]),
+        ("memno_ns_noise", ["galerkin_ns_noise", "unet_ns_noise"]),
+    ],
+)
+def test_memories_and_rivals_are_as_large_as_s4d(ours, rivals, scale):
+    others = [[ours, f"memory@model.net={m}"] for m in MEMORIES] + [[rival] for rival in rivals]
+    models = [compose_model(*what, f"scale={scale}")[0] for what in [[ours], *others]]
+    size, *sizes = (sum(p.numel() for p in instantiate(m).parameters()) for m in models)
+    assert sizes == pytest.approx([size] * len(sizes), rel=0.05)
 
 
 def test_a_scale_keeps_the_kind_of_model_and_the_metric():

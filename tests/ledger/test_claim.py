@@ -120,6 +120,7 @@ def test_every_claim_plans_its_runs_at_every_scale(name, scale, monkeypatch):
     ("name", "ours", "sizes"),
     [
         ("memno_low_resolution", "memory", {"none": 1}),
+        ("fno_deq_ns", "fno-deq", {"fno, 4.0 x": 4, "fno++, 4 blocks": 3.25, "fno-wt": 1}),
         ("fno_deq_darcy", "fno-deq", {"fno, 4.0 x": 4, "fno++, 4 blocks": 3.25, "fno-wt": 1}),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from lit_models.ffno import FFNO
 from lit_models.layers.memory import LSTM, SelectiveChain
 from lit_models.layers.s4d import S4D
-from lit_models.memno import LitMemNO, MemNO, StackedFrames
+from lit_models.memno import LitMemNO, MemNO
 from lit_models.module import Optimisation
 from lit_models.tasks import relative_l2
 
@@ -121,25 +121,30 @@ def test_pushforward_takes_the_loss_of_one_frame_after_free_ones(memory, monkeyp
     torch.testing.assert_close(loss, want)
 
 
+@pytest.mark.parametrize("memory", [None, LSTM])
 @pytest.mark.parametrize("frames", [1, 3])
-def test_stacked_frames_are_the_last_ones_oldest_first(frames):
-    net = StackedFrames(FFNO(2 * frames, 2, (4,), width=8, layers=1), frames)
+def test_stacked_frames_are_the_last_ones_oldest_first(memory, frames):
+    def net(channels, frames):
+        torch.manual_seed(0)
+        kept = memory and memory(8)
+        return MemNO(channels, 2, (4,), memory=kept, frames=frames, width=8, before=1, after=1)
+
+    stacking, plain = net(2, frames), net(2 * frames, 1)
     seen = torch.randn(3, 5, 2, N)
-    whole, _ = net(seen)
-    before = torch.cat([torch.zeros(3, frames - 1, 2, N), seen], dim=1)
-    for t in range(5):
-        want = net.net(before[:, t : t + frames].flatten(1, 2))
-        torch.testing.assert_close(whole[:, t], want, rtol=1e-4, atol=1e-5)
+    whole, _ = stacking(seen)
+    padded = torch.cat([torch.zeros(3, frames - 1, 2, N), seen], dim=1)
+    stacked = [padded[:, t : t + frames].flatten(1, 2) for t in range(5)]
+    torch.testing.assert_close(whole, plain(torch.stack(stacked, dim=1))[0])
     state, parts = None, []
     for part in seen.split([2, 1, 2], dim=1):
-        y, state = net(part, state)
+        y, state = stacking(part, state)
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_no_frame_is_no_network():
-    with pytest.raises(ValueError, match="at least one frame, got 0"):
-        StackedFrames(FFNO(2, 2, (4,)), 0)
+    with pytest.raises(ValueError, match=r"positive channels, frames, .* got 2, 2, 0"):
+        MemNO(2, 2, (4,), frames=0)
 
 
 @pytest.mark.parametrize("options", [{"inputs": 1}, {"resolution": [8]}])
