@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 
 from kernels.resolvent import Plan, check_terms, plan_of, resolvent
+from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.gated_gcn import GatedGCN
 from lit_models.layers.heads import make_head
 from lit_models.module import LitModule, Optimisation
 from lit_models.tasks import Task
 
-MIN_DELTA = 1e-4
 NORMALISER_MARGIN = 0.05
 REFINE = 2  # steps, where nothing makes I − A diagonally dominant
 
@@ -143,15 +143,6 @@ def checked_resolvent(*inputs: Tensor, **options) -> Float[Tensor, "N H P"]:
             f"{error} Edge weights are not normalised here: raise model.delta_range, for peptides "
             "to [2.0, 4.0], lower model.optimisation.lr, or set model.normalise=true."
         ) from error
-
-
-def delta_bias_init(
-    channels: int, heads: int, delta_range: Sequence[float]
-) -> Float[Tensor, "channels heads"]:
-    """softplus⁻¹ of log-uniform draws from `delta_range`, no step below MIN_DELTA."""
-    low, high = torch.tensor(list(delta_range)).log()
-    delta = (low + (high - low) * torch.rand(channels, heads)).exp().clamp(min=MIN_DELTA)
-    return delta + torch.log(-torch.expm1(-delta))
 
 
 def edge_weights(deltas: Deltas, edge_index: Int[Tensor, "2 E"]) -> Float[Tensor, "E H"]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class UnfitDataError(RuntimeError):
 
 @dataclass
 class Optimisation:
-    """AdamW with linear warm-up and cosine decay to `final_lr_ratio` × `lr`.
+    """AdamW with linear warm-up and decay to `final_lr_ratio` × `lr`.
 
     Args:
         lr: peak learning rate.
@@ -32,13 +33,24 @@ class Optimisation:
         warmup: share of all steps that warm up linearly.
         betas: AdamW's momenta.
         final_lr_ratio: learning rate of the last step over the peak.
+        decay: `cosine` or `linear`.
+        eps: AdamW's.
+
+    Raises:
+        ValueError: `decay` is neither.
     """
 
     lr: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Sequence[float] = (0.9, 0.999)
     final_lr_ratio: float = 0.0
+    decay: str = "cosine"
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        if self.decay not in ("cosine", "linear"):
+            raise ValueError(f"Expected a cosine or linear decay, got {self.decay!r}.")
 
     def factor(self, step: int, total: int) -> float:
         """Learning rate at `step` of `total`, relative to the peak."""
@@ -46,8 +58,9 @@ class Optimisation:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
-        cosine = (1 + math.cos(math.pi * progress)) / 2
-        return self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine
+        linear = self.decay == "linear"
+        left = 1 - progress if linear else (1 + math.cos(math.pi * progress)) / 2
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * left
 
     def build(self, module: nn.Module, total: int) -> dict:
         """Optimiser and per-step schedule in Lightning's form."""
@@ -59,7 +72,8 @@ class Optimisation:
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas))
+        how = {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps}
+        optimizer = torch.optim.AdamW(groups, **how)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.factor(s, total))
         return {
             "optimizer": optimizer,

@@ -9,9 +9,9 @@ from lit_models.chimera_graph import (
     ChimeraLayer,
     Deltas,
     LitChimeraGraph,
-    delta_bias_init,
     edge_weights,
 )
+from lit_models.layers.delta import delta_bias_init
 from lit_models.module import Optimisation
 from lit_models.tasks import MultilabelClassification
 from tests.graphs import batch_of_all, edge_index, molecule_encoder, molecule_like

@@ -21,6 +21,18 @@ def test_schedule_warms_up_linearly_and_decays_as_a_cosine():
     assert factor[100] == pytest.approx(0.2)
 
 
+def test_a_linear_decay():
+    factor = [
+        Optimisation(warmup=0.1, final_lr_ratio=0.2, decay="linear").factor(s, 100)
+        for s in range(101)
+    ]
+    assert factor[10] == 1
+    assert factor[55] == pytest.approx(0.6)
+    assert torch.tensor(factor[10:]).diff() == pytest.approx(-0.8 / 90, abs=1e-6)
+    with pytest.raises(ValueError, match="cosine or linear decay, got 'step'"):
+        Optimisation(decay="step")
+
+
 def test_only_weight_matrices_decay():
     model = make_model()
     optimizer = Optimisation(weight_decay=0.1).build(model, 10)["optimizer"]

@@ -1,0 +1,146 @@
+"""Chimera on text: a state-space model on the undirected line, which is two chains.
+
+Lahoti, Marwah, Puduppully, Gu, "Chimera: State Space Models Beyond Sequences", arXiv:2510.12111.
+Shapes: N tokens of all sentences without padding, W width, H heads, P head dimension, S state size.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernels.resolvent.chain import ChainPlan, bidirectional_chain
+from lit_models.layers.delta import delta_bias_init
+from lit_models.layers.sentences import DepthwiseConv, Sentences
+from lit_models.layers.text_encoder import PostNorm, TextEncoder
+
+NORM_EPSILON = 1e-5
+
+
+class TwoChains(NamedTuple):
+    """What two chains mix, each a pair (left to right, right to left).
+
+    `weight` [N, H] is that of the edge which enters a token, B and C are [N, S], V [N, H, P].
+    """
+
+    weight: tuple[Tensor, Tensor]
+    B: tuple[Tensor, Tensor]
+    C: tuple[Tensor, Tensor]
+    V: tuple[Tensor, Tensor]
+
+
+class ChimeraTextMixer(nn.Module):
+    """One mixing layer along sentences, both ways, [N, W] → [N, W].
+
+    An input is projected to a gate z, x, B and C of each direction, and Δ of each direction; x, B
+    and C pass through a depthwise convolution and SiLU. An edge weighs exp(−e^{A_log} Δ) and a
+    value is Δ x, so that B̄ = Δ B; then out = W · (RMSNorm(y_left_to_right + y_right_to_left +
+    D x) ⊙ SiLU(z)). A_log, the bias of Δ and D are of a head, for both directions.
+
+    Args:
+        width: W.
+        state: S.
+        head_dim: P, which divides the inner width.
+        expand: inner width over W.
+        kernel: tokens that the convolution sees, an odd number.
+        delta_range: Δ starts log-uniform in this interval, for inputs of zero.
+
+    Raises:
+        ValueError: `head_dim` does not divide the inner width, or `kernel` is even.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        state: int = 64,
+        *,
+        head_dim: int = 64,
+        expand: int = 2,
+        kernel: int = 7,
+        delta_range: Sequence[float] = (1e-3, 1e-1),
+    ):
+        super().__init__()
+        inner = expand * width
+        if inner % head_dim:
+            raise ValueError(f"Expected a head_dim that divides {inner}, got {head_dim}.")
+        self.heads = inner // head_dim
+        self.sizes = [inner, inner + 4 * state, 2 * self.heads]
+        self.mixed_sizes = [inner, *[state] * 4]
+        self.in_proj = nn.Linear(width, sum(self.sizes), bias=False)
+        self.conv = DepthwiseConv(inner + 4 * state, kernel)
+        self.delta_bias = nn.Parameter(delta_bias_init(1, self.heads, delta_range)[0])
+        self.log_decay = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = nn.RMSNorm(inner, eps=NORM_EPSILON)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "N W"], sentences: Sentences) -> Float[Tensor, "N W"]:
+        z, v, chains = self._projected(x, sentences)
+        y = self.mix(v, chains, ChainPlan(sentences.sizes)).flatten(1)
+        return self.out_proj(self.norm(y) * F.silu(z))
+
+    def mix(
+        self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
+    ) -> Float[Tensor, "N H P"]:
+        """The sum of both chains, and D v."""
+        y = bidirectional_chain(*chains.weight, chains.B, chains.C, chains.V, plan=plan)
+        return y + v * self.D.unsqueeze(-1)
+
+    def operands(self, x: Float[Tensor, "N W"], sentences: Sentences) -> TwoChains:
+        """What the resolvent would get, for looking at."""
+        return self._projected(x, sentences)[-1]
+
+    def _projected(self, x: Tensor, sentences: Sentences) -> tuple[Tensor, Tensor, TwoChains]:
+        """Gate z, values v, and what the chains mix."""
+        z, given, raw = self.in_proj(x).split(self.sizes, dim=-1)
+        given = F.silu(self.conv(given, sentences))
+        v, B, B_back, C, C_back = given.split(self.mixed_sizes, dim=-1)
+        v = v.unflatten(-1, (self.heads, -1))
+        # float32: under autocast the exponentials would lose the slow modes first.
+        deltas = [F.softplus(half.float() + self.delta_bias) for half in raw.chunk(2, dim=-1)]
+        rate = -self.log_decay.exp()
+        weight = tuple(torch.exp(rate * delta) for delta in deltas)
+        V = tuple(v * delta.unsqueeze(-1) for delta in deltas)
+        return z, v, TwoChains(weight, (B, B_back), (C, C_back), V)
+
+
+class ChimeraText(TextEncoder):
+    """Mixing layers alone, post-normalised, without positional embedding.
+
+    Args:
+        vocabulary: number of tokens.
+        width: W.
+        layers: number of mixing layers.
+        dropout: probability, on the embedding and behind every mixing layer.
+        state, head_dim, expand, kernel, delta_range: of every layer, see `ChimeraTextMixer`.
+
+    Raises:
+        ValueError: as `ChimeraTextMixer`.
+    """
+
+    mixer: ClassVar[type[ChimeraTextMixer]] = ChimeraTextMixer
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int = 30522,
+        width: int = 768,
+        layers: int = 23,
+        state: int = 64,
+        head_dim: int = 64,
+        expand: int = 2,
+        kernel: int = 7,
+        delta_range: Sequence[float] = (1e-3, 1e-1),
+        dropout: float = 0.1,
+    ):
+        sizes = {"head_dim": head_dim, "expand": expand, "kernel": kernel}
+        mixers = (self.mixer(width, state, **sizes, delta_range=delta_range) for _ in range(layers))
+        super().__init__(
+            (PostNorm(width, dropout, mixer) for mixer in mixers),
+            vocabulary=vocabulary,
+            width=width,
+            dropout=dropout,
+        )

@@ -1,0 +1,51 @@
+"""Hydra on text: the quasi-separable mixer, two shifted chains and a diagonal that sees its input.
+
+Hwang, Lahoti, Dao, Gu, "Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers",
+arXiv:2407.09941. Shapes as in `lit_models.chimera_text`.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kernels.resolvent.chain import ChainPlan, chain_resolvent
+from lit_models.chimera_text import ChimeraText, ChimeraTextMixer, TwoChains
+from lit_models.layers.sentences import Sentences
+
+
+class QuasiseparableMixer(ChimeraTextMixer):
+    """y = shift(left to right) + shift(right to left) + (D + δ(x)) x, all else as in Chimera.
+
+    A shift moves a chain's outputs one token on, so that a token sees each neighbour's state once
+    and itself by the diagonal alone, of which δ is linear in the token's values.
+
+    Args: as `ChimeraTextMixer`.
+
+    Source: arXiv:2407.09941, section 3.2, and its released code.
+    """
+
+    def __init__(self, width: int, state: int = 64, **options):
+        super().__init__(width, state, **options)
+        self.diagonal = nn.Linear(self.mixed_sizes[0], self.heads, bias=False)
+
+    def mix(
+        self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
+    ) -> Float[Tensor, "N H P"]:
+        there, back = (
+            chain_resolvent(*operands, plan=ChainPlan(plan.sizes, reverse))
+            for operands, reverse in zip(zip(*chains, strict=True), (False, True), strict=True)
+        )
+        firsts = Sentences(plan.sizes).firsts
+        lasts = [first - 1 for first in (*firsts[1:], len(v))]
+        there = there.roll(1, 0).index_fill(0, torch.tensor(firsts, device=v.device), 0)
+        back = back.roll(-1, 0).index_fill(0, torch.tensor(lasts, device=v.device), 0)
+        return there + back + v * (self.D + self.diagonal(v.flatten(1))).unsqueeze(-1)
+
+
+class HydraText(ChimeraText):
+    """Quasi-separable mixing layers alone, post-normalised, without positional embedding.
+
+    Args: as `ChimeraText`.
+    """
+
+    mixer = QuasiseparableMixer
