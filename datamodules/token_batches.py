@@ -3,7 +3,8 @@
 Shapes: B sequences; T tokens of the longest; N tokens of all of them together.
 """
 
-from dataclasses import dataclass, fields
+import hashlib
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -41,9 +42,7 @@ class Collate:
             elif self.packing:
                 batch[name] = torch.cat(values).unsqueeze(0)
             else:
-                batch[name] = pad_sequence(
-                    values, batch_first=True, padding_value=PER_TOKEN[name]
-                )
+                batch[name] = pad_sequence(values, batch_first=True, padding_value=PER_TOKEN[name])
         lengths = torch.tensor([len(sample["tokens"]) for sample in samples])
         if self.packing:
             return batch | {"ptr": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])}
@@ -71,16 +70,19 @@ class TokenTable:
     mismatched: Tensor
 
     @classmethod
-    def of(cls, tokens: list[list[int]], **columns: Tensor) -> Self:
-        """Pack sequences and their other columns."""
+    def of(cls, tokens: list[Tensor], **columns: Tensor) -> Self:
+        """Pack sequences, int16 [n] each, and their other columns."""
         lengths = torch.tensor([len(sequence) for sequence in tokens])
-        joined = torch.tensor([token for sequence in tokens for token in sequence])
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return cls(joined.to(torch.int16), starts, **columns)
+        return cls(torch.cat(tokens), starts, **columns)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """By name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def content(self) -> str:
+        """SHA-256 of the sequences and their columns."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(vars(self).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
 
 
 class LabelledSequences(Dataset):
