@@ -233,6 +233,7 @@ class GLUEDataModule(TextDataModule):
     def _read(self, read: Any, scratch: Path) -> "Sequence[Table]":
         """Tables of first, second, label, idx and mismatched for all splits, given one by name."""
         import pyarrow as pa
+        from pyarrow import compute
 
         test = [self._columns(read(name), name) for name in self.spec.test]
         tables = [(name, read(name)) for name in self.spec.train]
@@ -245,7 +246,7 @@ class GLUEDataModule(TextDataModule):
                 "train or to validate on: change data.validation_share or data.seed."
             )
         kept = pa.array(held_out)
-        return train.filter(pa.compute.invert(kept)), train.filter(kept), pa.concat_tables(test)
+        return train.filter(compute.invert(kept)), train.filter(kept), pa.concat_tables(test)
 
     def _columns(self, table: "Table", name: str) -> "Table":
         """The columns that matter, checked, under the same names for all tasks."""
