@@ -21,7 +21,8 @@ class MatthewsCorrelation(BinaryConfusionMatrix):
         counts = super().compute().double()
         rows, columns = counts.sum(dim=1), counts.sum(dim=0)
         product = rows.prod() * columns.prod()
-        return (counts.det() / product.clamp(min=1).sqrt()).float()
+        determinant = counts[0, 0] * counts[1, 1] - counts[0, 1] * counts[1, 0]
+        return (determinant / product.clamp(min=1).sqrt()).float()
 
 
 class Pearson(PearsonCorrCoef):

