@@ -153,8 +153,10 @@ def hub_datasets(what: str) -> Any:
     """The package `datasets`, once its hub can be reached.
 
     Raises:
-        DownloadError: it cannot be, or the package is not installed.
+        DownloadError: it cannot, or the package is not installed.
     """
+    # datasets itself would try for half a minute.
+    reach(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
         import datasets
     except ImportError as error:
@@ -162,7 +164,6 @@ def hub_datasets(what: str) -> Any:
             f"{what} is downloaded by the package datasets, which is not installed: "
             "pip install '.[language]'."
         ) from error
-    reach(datasets.config.HF_ENDPOINT)  # datasets itself would try for half a minute
     return datasets
 
 
