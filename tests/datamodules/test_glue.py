@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from itertools import chain
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ def examples(task: str, count: int, seed: int, start: int = 0) -> dict[str, list
 
 def write(folder: Path, task: str) -> dict[str, dict[str, list]]:
     """The official files of a task; their columns by name."""
-    spec, folder = TASKS[task], folder
+    spec = TASKS[task]
     folder.mkdir(parents=True)
     files = {name: examples(task, SIZES["train"], i) for i, name in enumerate(spec.train)}
     files |= {name: examples(task, SIZES["test"], 9 + i) for i, name in enumerate(spec.test)}
@@ -185,7 +186,7 @@ def test_packed_batches_hold_what_padded_ones_do(tmp_path):
         assert line["tokens"].shape == line["token_types"].shape == (1, total)
         assert line["ptr"].tolist() == [0, *rows["lengths"].cumsum(0).tolist()]
         for name in ("tokens", "token_types"):
-            assert line[name][0].tolist() == sum(unpadded(rows, name), [])
+            assert line[name][0].tolist() == list(chain(*unpadded(rows, name)))
         behind = torch.arange(rows["tokens"].shape[1]) >= rows["lengths"].unsqueeze(1)
         assert (rows["tokens"][behind] == PAD).all()
         assert rows["tokens"].shape[1] == rows["lengths"].max()
