@@ -11,7 +11,6 @@ Source: Wang et al., "GLUE", arXiv:1804.07461; Devlin et al., arXiv:1810.04805.
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -301,7 +300,7 @@ class Bigrams:
     best: np.ndarray
 
     @classmethod
-    def of(cls, texts: list[np.ndarray], vocabulary: int, first_word: int) -> Self:
+    def of(cls, texts: list[np.ndarray], vocabulary: int, first_word: int) -> "Bigrams":
         """Count in texts, int64 [tokens] each; tokens below `first_word` are no words."""
         occurring = np.zeros(vocabulary, dtype=np.int64)
         keys = []
