@@ -117,9 +117,10 @@ class Inference(SentenceClassification):
         super().__init__(num_outputs=3)
 
     def metrics(self) -> MetricCollection:
+        # With NaN checks disabled torchmetrics 1.9 would drop the weights.
         return MetricCollection(
             {
-                f"accuracy_{genres}": MeanMetric(nan_strategy="disable")
+                f"accuracy_{genres}": MeanMetric(nan_strategy="ignore")
                 for genres in ("matched", "mismatched")
             },
             compute_groups=False,
