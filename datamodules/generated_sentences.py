@@ -111,7 +111,8 @@ def sentiment(rng: Random) -> Example:
     """1 for praise; `not` turns it round."""
     good, negated = rng.random() < 0.5, rng.random() < 0.4
     some = rng.choice(GOOD if good else BAD)
-    text = f"the {rng.choice(SUBJECTS)} is {'not ' if negated else ''}{some}"
+    subject = f"{rng.choice(ADJECTIVES)} {rng.choice(SUBJECTS)}"
+    text = f"the {subject} is {'not ' if negated else ''}{some}"
     return Example(f"{text} in the {rng.choice(TIMES)}", None, good != negated)
 
 

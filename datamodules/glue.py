@@ -5,7 +5,7 @@ Face.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, sync
 from datamodules.cached import load_tensors
 from datamodules.errors import DataError, DownloadError, one_line
-from datamodules.text import MOST_VALIDATED, TextDataModule, file_key, hub_datasets, validates
+from datamodules.text import MOST_VALIDATED, TextDataModule, file_key, hub_datasets, place
 from datamodules.token_batches import LabelledSequences, TokenTable
 from datamodules.tokeniser import wordpiece
 
@@ -33,6 +33,8 @@ CACHE_FORMAT = 1
 """Raise it with every change of what cached files hold: older ones are then rebuilt."""
 ENCODED_AT_ONCE = 4096
 MISMATCHED = "validation_mismatched"
+GENERATED_PLACES = {"val": (0.0, 0.2), "test": (0.2, 0.4), "train": (0.4, 1.0)}
+"""Where among all sentences, see `place`, those of a generated split are."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ class GLUEDataModule(TextDataModule):
                 read = partial(self._read, partial(_read_parquet, folder))
             elif source == "variant":
                 raise DownloadError(
-                    f"Expected {name}/train.parquet in a folder glue/ of DATA_DIR, found none: add "
-                    "it, or set data.source=official."
+                    f"Expected a folder glue/{name} in DATA_DIR, found none: add it, or set "
+                    "data.source=official."
                 )
             else:
                 key["revision"], read = REVISION, self._download
@@ -163,7 +165,7 @@ class GLUEDataModule(TextDataModule):
         """The folder of `data_dir` with a task's files, None if there is none."""
         data_dir = self.folder_of_data()
         folder = data_dir / "glue" / name if data_dir else None
-        return folder if folder is not None and (folder / "train.parquet").exists() else None
+        return folder if folder is not None and folder.is_dir() else None
 
     def _present(self, folder: Path) -> list[str]:
         names = [f"{name}.parquet" for name in (*self.spec.train[:1], *self.spec.test)]
@@ -186,7 +188,9 @@ class GLUEDataModule(TextDataModule):
     def provenance(self) -> dict[str, Any]:
         return super().provenance | {"max_length": self.max_length}
 
-    def _fill(self, read: Any, ready: Path, scratch: Path) -> dict[str, Any]:
+    def _fill(
+        self, read: "Callable[[Path], Iterable[Table]]", ready: Path, scratch: Path
+    ) -> dict[str, Any]:
         content = {}
         for split, table in zip(SPLITS, read(scratch), strict=True):
             _log.info("Tokenising %d examples of %s.", len(table), self.name)
@@ -230,7 +234,7 @@ class GLUEDataModule(TextDataModule):
             ) from error
         return self._read(lambda name: loaded[name].data.table if name in loaded else None, scratch)
 
-    def _read(self, read: Any, scratch: Path) -> "Sequence[Table]":
+    def _read(self, read: "Callable[[str], Table | None]", scratch: Path) -> "Sequence[Table]":
         """Tables of first, second, label, idx and mismatched for all splits, given one by name."""
         import pyarrow as pa
         from pyarrow import compute
@@ -239,7 +243,7 @@ class GLUEDataModule(TextDataModule):
         tables = [(name, read(name)) for name in self.spec.train]
         train = pa.concat_tables([self._columns(t, name) for name, t in tables if t is not None])
         share = min(self.validation_share, MOST_VALIDATED / len(train))
-        held_out = [validates(text, share, self.seed) for text in train["first"].to_pylist()]
+        held_out = [place(text, self.seed) < share for text in train["first"].to_pylist()]
         if not 0 < sum(held_out) < len(train):
             raise DataError(
                 f"{self.validation_share} of {len(train)} examples of {self.name} leave none to "
@@ -285,15 +289,20 @@ class GLUEDataModule(TextDataModule):
 
         for split, size in zip(SPLITS, self.generated_size, strict=True):
             rng = Random(f"{self.name} {split} {self.seed}")
-            examples = [
-                generated_sentences.example(self.name, rng, test=split == "test")._asdict()
-                for _ in range(size)
-            ]
+            examples = [self._draw(split, rng)._asdict() for _ in range(size)]
             columns = {name: [one[name] for one in examples] for name in examples[0]}
             columns["label"] = [float(label) for label in columns["label"]]
             yield pa.table(
                 columns | {"second": pa.array(columns["second"], pa.string()), "idx": range(size)}
             )
+
+    def _draw(self, split: str, rng: Random) -> generated_sentences.Example:
+        """An example whose first sentence is in no other split."""
+        first, last = GENERATED_PLACES[split]
+        while True:
+            one = generated_sentences.example(self.name, rng, test=split == "test")
+            if first <= place(one.first, self.seed) < last:
+                return one
 
 
 def _read_parquet(folder: Path, name: str) -> "Table | None":

@@ -172,7 +172,10 @@ def file_key(path: Path) -> list[int]:
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
-def validates(text: str, share: float, seed: int) -> bool:
-    """Whether a text is among the `share` of all texts that validate; equal texts go together."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=f"{seed}".encode()).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+def place(text: str, seed: int) -> float:
+    """A number in [0, 1) that chooses a split, evenly spread over texts, and equal for equal ones.
+
+    So no text is in two splits, in whatever order and whichever file it comes.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=6, key=f"{seed}".encode()).digest()
+    return int.from_bytes(digest, "big") / 2**48

@@ -23,7 +23,7 @@ from datamodules import generated_sentences
 from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, sha256, sync
 from datamodules.errors import DataError, DownloadError, one_line
-from datamodules.text import TextDataModule, file_key, hub_datasets, validates
+from datamodules.text import TextDataModule, file_key, hub_datasets, place
 from datamodules.token_batches import IGNORED, Sample
 from datamodules.tokeniser import CLS, FIRST_WORD, MASK, SEP, VOCABULARY, wordpiece
 
@@ -221,7 +221,7 @@ class TextCorpusDataModule(TextDataModule):
             ) from error
 
     def _split(self, text: str) -> str:
-        return "val" if validates(text, self.validation_share, self.seed) else "train"
+        return "val" if place(text, self.seed) < self.validation_share else "train"
 
     def _generate(self) -> Iterator[tuple[str, str]]:
         for split, size in zip(SPLITS, self.generated_size, strict=True):

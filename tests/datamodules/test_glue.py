@@ -224,6 +224,8 @@ def test_generated_labels_are_those_of_the_task(task, tmp_path):
         counts = torch.bincount(label, minlength=len(data.label_names))
         assert len(counts) == len(data.label_names)
         assert counts.min() > 20
+    splits = [first_sentences(d) for d in (data.train_dataset, data.val_dataset, data.test_dataset)]
+    assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
     away = [bool(one["mismatched"]) for one in data.test_dataset]
     assert any(away) == (task == "mnli")
     assert not all(away)
