@@ -69,7 +69,6 @@ class TextCorpusDataModule(TextDataModule):
     """
 
     sources = ("file", "datasets", "generated")
-    counted = "blocks"
 
     def __init__(
         self,
