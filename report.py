@@ -16,7 +16,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch_geometric.loader import DataLoader
 
 from lit_models.callbacks.progress import RunProgress, peak_memory_mib
 
@@ -26,6 +25,9 @@ TRIVIAL = {
     "constant": "constant predictor",
     "persistence": "persistence forecast",
     "mean_field": "mean training field",
+    "majority": "most frequent class",
+    "mean_label": "mean training label",
+    "bigram": "bigram model",
 }
 """What the last screen calls a task's trivial prediction."""
 
@@ -41,7 +43,7 @@ def write_report(
     progress = next(c for c in trainer.callbacks if isinstance(c, RunProgress))
     best = trainer.checkpoint_callback
     task, whole = model.task, (datamodule.train_dataset, datamodule.test_dataset)
-    batches = (DataLoader(dataset, datamodule.batch_size) for dataset in whole)
+    batches = (datamodule.whole(dataset) for dataset in whole)
     report = {
         "experiment": cfg.experiment_name,
         "scale": cfg.scale,
@@ -203,6 +205,8 @@ def print_summary(cfg: DictConfig, report: dict) -> None:
             lines.append(f"At this scale {report['experiment']} is NOT better than the {name}.")
     if data["source"] == "generated":
         lines.append("Generated data: this number may not be compared with published ones.")
+    if data["source"] == "variant":
+        lines.append("A variant of the official data: no published number may be compared.")
     lines += [
         f"report: {run}/report.json",
         f"next:   make tensorboard        make eval RUN={run}",

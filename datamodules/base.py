@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
+from torch_geometric.loader import DataLoader
 
 from datamodules.batching import GraphLoader, graph_loader
 
@@ -33,9 +34,11 @@ class DataModule(L.LightningDataModule):
         source_used: "official" or "generated", so that neither can pass for the other.
         limit: cap on the samples of a split, None for all.
         counted: what reports call samples.
+        collate: joins samples to a batch; None for torch-geometric's.
     """
 
     counted = "samples"
+    collate: Callable[[list], Any] | None = None
     task: str
     source_used: str
     limit: int | None = None
@@ -89,6 +92,13 @@ class DataModule(L.LightningDataModule):
         """Batches of the test samples, always in the same order."""
         return self._loader(self.test_dataset, shuffle=False)
 
+    def whole(self, dataset: Dataset) -> DataLoader:
+        """All batches of a split for one process, for scores that need no model."""
+        loader = DataLoader(dataset, self.batch_size)
+        if self.collate is not None:
+            loader.collate_fn = self.collate
+        return loader
+
     def sizes(self, dataset: Dataset) -> Tensor:
         """int64 [samples]: what the budget of a batch counts; here all samples are alike."""
         return torch.ones(len(dataset), dtype=torch.int64)
@@ -123,6 +133,7 @@ class DataModule(L.LightningDataModule):
             size_jitter=self.size_jitter,
             num_workers=self.num_workers,
             transform=self.batch_transform,
+            collate=self.collate,
         )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,8 @@ class GraphLoader(DataLoader):
     """A DataLoader of a NodeBudgetSampler that knows which batch of which epoch comes next.
 
     Lightning stores `state_dict` in checkpoints; a loader that loads it goes on with the next
-    batch of the same epoch, in the same order.
+    batch of the same epoch, in the same order. A dataset with an `epoch` is told the one that is
+    read, before the processes that load it begin.
     """
 
     batch_sampler: NodeBudgetSampler
@@ -108,6 +110,7 @@ class GraphLoader(DataLoader):
         sampler: NodeBudgetSampler,
         num_workers: int,
         transform: Callable[[Batch], Batch] | None = None,
+        collate: Callable[[list], Any] | None = None,
     ):
         super().__init__(
             dataset,
@@ -118,6 +121,8 @@ class GraphLoader(DataLoader):
             # Worker seeds come from here, so that the model's random stream stays its own.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
+        if collate is not None:
+            self.collate_fn = collate
         if transform is not None:
             self.collate_fn = _Then(self.collate_fn, transform)
         self.epoch, self.batch, self._begun = 0, 0, False
@@ -127,6 +132,8 @@ class GraphLoader(DataLoader):
             self.epoch, self.batch = self.epoch + 1, 0
         self._begun = True
         self.batch_sampler.epoch, self.batch_sampler.start = self.epoch, self.batch
+        if hasattr(self.dataset, "epoch"):
+            self.dataset.epoch = self.epoch
         for batch in super().__iter__():
             self.batch += 1
             yield batch
@@ -148,6 +155,7 @@ def graph_loader(
     size_jitter: float = 0.1,
     num_workers: int = 0,
     transform: Callable[[Batch], Batch] | None = None,
+    collate: Callable[[list], Any] | None = None,
 ) -> GraphLoader:
     """Batches of `dataset` for this process, see NodeBudgetSampler and GraphLoader.
 
@@ -159,10 +167,11 @@ def graph_loader(
         seed, size_jitter: of the shuffling.
         num_workers: loading processes.
         transform: of every batch, in the process that loads it.
+        collate: joins samples to a batch; None for torch-geometric's.
     """
     rank, replicas = _process_group()
     sampler = NodeBudgetSampler(num_nodes, batch_size, shuffle, seed, rank, replicas, size_jitter)
-    return GraphLoader(dataset, sampler, num_workers, transform)
+    return GraphLoader(dataset, sampler, num_workers, transform, collate)
 
 
 def _process_group() -> tuple[int, int]:

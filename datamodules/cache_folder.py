@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from datamodules.errors import DataError, one_line
 
-LIBRARIES = ("torch", "torch-geometric", "rdkit", "numpy", "h5py")
+LIBRARIES = ("torch", "torch-geometric", "rdkit", "numpy", "h5py", "tokenizers")
 
 
 @dataclass(frozen=True)

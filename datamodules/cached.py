@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Dataset
+from torch_geometric.data import Dataset
 
-from datamodules.base import SPLITS, GraphDataModule
+from datamodules.base import SPLITS, DataModule, GraphDataModule
 from datamodules.cache_folder import CachePlan, damage, ensure
 from datamodules.errors import DataError
 from datamodules.graph_cache import GraphDataset, GraphTable
 
 
-class CachedDataModule(GraphDataModule):
-    """Train, validation and test graphs from a folder below `cache_dir`.
+class CachedDataModule(DataModule):
+    """Train, validation and test samples from a folder below `cache_dir`.
 
-    A subclass sets `task` and `source_used` and says by `plan` what the folder holds; one that
-    chooses among sources replaces `prepare_data` and `cached_folder` instead.
+    A subclass sets `task` and `source_used`, says by `plan` what the folder holds and opens it by
+    `open_split`; one that chooses among sources replaces `prepare_data` and `cached_folder` instead
+    of `plan`.
 
     Args:
         cache_dir: folder to write to.
-        limit: at most so many graphs a split, evenly spaced; for smoke runs.
-        batch_size, num_workers, shuffle_seed, size_jitter, batch_transform: see GraphDataModule.
+        limit: at most so many samples a split, evenly spaced; for smoke runs.
+        batch_size, num_workers, shuffle_seed, size_jitter, batch_transform: see DataModule.
 
     Raises:
         DataError: a limit that is not positive.
@@ -40,12 +41,12 @@ class CachedDataModule(GraphDataModule):
         num_workers: int = 0,
         shuffle_seed: int = 0,
         size_jitter: float = 0.1,
-        batch_transform: Callable[[Batch], Batch] | None = None,
+        batch_transform: Callable[[Any], Any] | None = None,
     ):
         super().__init__(batch_size, num_workers, shuffle_seed, size_jitter, batch_transform)
         if limit is not None and limit < 1:
             raise DataError(
-                f"Expected a positive number of graphs or null, but data.limit is {limit}."
+                f"Expected a positive number of {self.counted} or null, but data.limit is {limit}."
             )
         self.cache_dir, self.limit = Path(cache_dir).expanduser(), limit
         self._folder: Path | None = None
@@ -53,13 +54,17 @@ class CachedDataModule(GraphDataModule):
 
     @abstractmethod
     def plan(self) -> CachePlan:
-        """Which folder holds the graphs, and how to fill it; reads no data."""
+        """Which folder holds the samples, and how to fill it; reads no data."""
+
+    @abstractmethod
+    def open_split(self, folder: Path, split: str) -> Dataset:
+        """A split of the folder, with PyG's `index_select`."""
 
     def prepare_data(self) -> None:
-        """Make sure that the cache holds the graphs; called by one process a machine.
+        """Make sure that the cache holds the samples; called by one process a machine.
 
         Raises:
-            DataError: the graphs cannot be had, or the cache cannot be written.
+            DataError: the samples cannot be had, or the cache cannot be written.
         """
         if self._folder is None:
             self._use(ensure(self.plan()))
@@ -85,7 +90,7 @@ class CachedDataModule(GraphDataModule):
         self._meta = json.loads((folder / "meta.json").read_text())
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the three splits, memory-mapped.
+        """Open the three splits.
 
         Raises:
             DataError: nothing was prepared, in this process or by another.
@@ -94,30 +99,41 @@ class CachedDataModule(GraphDataModule):
             return
         folder = self.cached_folder()
         for split in SPLITS:
-            # Every process maps the same pages, so that a large task is in memory once.
-            saved = torch.load(folder / f"{split}.pt", mmap=True, weights_only=True)
-            dataset: Dataset = GraphDataset(GraphTable(**saved))
+            dataset = self.open_split(folder, split)
             if self.limit is not None and self.limit < len(dataset):
                 kept = torch.arange(self.limit) * len(dataset) // self.limit
                 dataset = dataset.index_select(kept)
             setattr(self, f"{split}_dataset", dataset)
 
-    def num_nodes(self, dataset: GraphDataset) -> Tensor:
-        """int64 [graphs]: nodes of each graph of a split."""
-        return dataset.num_nodes
-
     @property
     def fingerprint(self) -> str:
-        """12 hex digits that are equal for equal graphs in equal splits under an equal limit."""
+        """12 hex digits that are equal for equal samples in equal splits under an equal limit."""
         self.cached_folder()
         parts = [self._meta["content"], self.limit]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def load_tensors(folder: Path, split: str) -> dict[str, Any]:
+    """What was saved of a split, memory-mapped."""
+    # Every process maps the same pages, so that a large task is in memory once.
+    return torch.load(folder / f"{split}.pt", mmap=True, weights_only=True)
+
+
+class CachedGraphDataModule(CachedDataModule, GraphDataModule):
+    """Graphs from a folder below `cache_dir`; see CachedDataModule."""
+
+    def open_split(self, folder: Path, split: str) -> GraphDataset:
+        return GraphDataset(GraphTable(**load_tensors(folder, split)))
+
+    def num_nodes(self, dataset: GraphDataset) -> Tensor:
+        """int64 [graphs]: nodes of each graph of a split."""
+        return dataset.num_nodes
+
+
 def check_sizes(sizes: Sequence[int]) -> None:
-    """Refuse what are not the numbers of graphs of three generated splits."""
+    """Refuse what are not the numbers of samples of three generated splits."""
     if len(sizes) != len(SPLITS) or min(sizes) < 1:
         raise DataError(
-            "Expected three positive numbers of graphs (train, validation, test), but "
+            "Expected three positive numbers of samples (train, validation, test), but "
             f"data.generated_size is {list(sizes)}."
         )

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from datamodules.errors import DataError, DownloadError, one_line
@@ -38,6 +39,24 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
             part.unlink()
             raise
     os.replace(part, path)
+
+
+def reach(url: str) -> None:
+    """Make sure that a server answers.
+
+    Raises:
+        DownloadError: it does not.
+    """
+    try:
+        with urlopen(url, timeout=10):
+            pass
+    except HTTPError:
+        pass  # an answer
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"Cannot reach {url} ({one_line(error)}): connect to the network, or set DATA_DIR to a "
+            "folder that holds the data."
+        ) from error
 
 
 def check_md5(path: Path, md5: str) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch_geometric.data import Data
 
 from datamodules.cache_folder import CachePlan
-from datamodules.cached import SPLITS, CachedDataModule, check_sizes
+from datamodules.cached import SPLITS, CachedGraphDataModule, check_sizes
 from datamodules.errors import DataError
 from datamodules.graph_cache import GraphTable, graph_plan
 
 
-class GeneratedDataModule(CachedDataModule):
+class GeneratedDataModule(CachedGraphDataModule):
     """Graphs from a generator.
 
     A subclass sets `task` and says what it generates by `key` and `generate`.

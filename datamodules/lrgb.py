@@ -27,7 +27,7 @@ from torch_geometric.datasets import LRGBDataset
 
 from datamodules import generated_peptides, generated_superpixels
 from datamodules.cache_folder import CachePlan, damage, ensure
-from datamodules.cached import SPLITS, CachedDataModule, check_sizes
+from datamodules.cached import SPLITS, CachedGraphDataModule, check_sizes
 from datamodules.download import check_md5, download
 from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.graph_cache import GraphTable, graph_plan, joined_dim
@@ -111,7 +111,7 @@ CSV_URL = {
 _log = logging.getLogger(__name__)
 
 
-class LRGBDataModule(CachedDataModule):
+class LRGBDataModule(CachedGraphDataModule):
     """Train, validation and test graphs of one LRGB task.
 
     Graphs carry x, edge_index, edge_attr, smiles where known, and y or edge_label_index and

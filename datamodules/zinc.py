@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC
 
 from datamodules.cache_folder import CachePlan
-from datamodules.cached import SPLITS, CachedDataModule
+from datamodules.cached import SPLITS, CachedGraphDataModule
 from datamodules.download import download
 from datamodules.errors import DataError, one_line
 from datamodules.graph_cache import GraphTable, graph_plan
@@ -22,7 +22,7 @@ from datamodules.graph_cache import GraphTable, graph_plan
 RAW_NAMES = [f"{split}.{kind}" for kind in ("pickle", "index") for split in SPLITS]
 
 
-class ZINCDataModule(CachedDataModule):
+class ZINCDataModule(CachedGraphDataModule):
     """10,000 training, 1,000 validation and 1,000 test molecules.
 
     Graphs carry x int64 [n, 1], one of 28 kinds of atoms, every bond in both directions, edge_attr

