@@ -5,81 +5,14 @@ Devlin et al., arXiv:1810.04805. A batch is {"tokens", "token_types", "labels": 
 tokens, and IGNORED at all others. Shapes: M hidden tokens of a batch, V words, W width.
 """
 
-from collections.abc import Iterable
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.text import Perplexity
 
 from lit_models.layers.text_encoder import NORM_EPSILON, TextEncoder, initialise_as_bert
 from lit_models.module import LitModule, Optimisation
-from lit_models.tasks import Task
-
-IGNORED = -100
-TextBatch = dict[str, Tensor]
-
-
-class MaskedLanguageModelling(Task):
-    """Cross-entropy over the hidden tokens; perplexity and accuracy.
-
-    A prediction is [M, V], for the hidden tokens alone, in the batch's order.
-
-    Args:
-        vocabulary: V.
-    """
-
-    selection = "perplexity"
-    maximise = False
-    trivial = "constant"
-
-    def __init__(self, vocabulary: int):
-        self.num_outputs = vocabulary
-
-    def target(self, batch: TextBatch) -> Int[Tensor, " M"]:
-        """The words behind the hidden tokens."""
-        return batch["labels"][batch["labels"] != IGNORED]
-
-    def loss(self, prediction: Tensor, batch: TextBatch) -> Tensor:
-        target = self.target(batch)
-        # A short batch may have no hidden token, and then has no loss.
-        return F.cross_entropy(prediction.float(), target, reduction="sum") / max(1, len(target))
-
-    def metrics(self) -> MetricCollection:
-        return MetricCollection(
-            {
-                "perplexity": Perplexity(),
-                "accuracy": MulticlassAccuracy(
-                    self.num_outputs, average="micro", validate_args=False
-                ),
-            },
-            compute_groups=False,
-        )
-
-    def update(self, metrics: MetricCollection, prediction: Tensor, batch: TextBatch) -> None:
-        target = self.target(batch)
-        if len(target):
-            metrics["perplexity"].update(prediction.float().unsqueeze(0), target.unsqueeze(0))
-            metrics["accuracy"].update(prediction, target)
-
-    def samples(self, batch: TextBatch) -> int:
-        return len(batch["lengths"]) if "lengths" in batch else len(batch["ptr"]) - 1
-
-    def score_trivial(
-        self, train: Iterable[TextBatch], test: Iterable[TextBatch]
-    ) -> dict[str, float]:
-        """Of the words' frequencies among hidden ones, each counted once more than it is seen."""
-        counts = torch.ones(self.num_outputs)
-        for batch in train:
-            counts += torch.bincount(self.target(batch), minlength=self.num_outputs)
-        logits = (counts / counts.sum()).log()
-        metrics = self.local_metrics()
-        for batch in test:
-            self.update(metrics, logits.expand(len(self.target(batch)), -1), batch)
-        return {name: float(value) for name, value in self.scores(metrics).items()}
+from lit_models.text_tasks import IGNORED, MaskedLanguageModelling, TextBatch
 
 
 class MaskedLMHead(nn.Module):
@@ -118,10 +51,13 @@ class LitMaskedLM(LitModule):
     """Trains an encoder of text by filling in hidden words.
 
     Args:
+        task: loss, metrics and the models that count words.
         encoder: of any architecture.
         optimisation: optimiser and schedule.
     """
 
-    def __init__(self, encoder: TextEncoder, optimisation: Optimisation):
-        super().__init__(MaskedLanguageModelling(encoder.vocabulary), optimisation)
+    def __init__(
+        self, task: MaskedLanguageModelling, encoder: TextEncoder, optimisation: Optimisation
+    ):
+        super().__init__(task, optimisation)
         self.net = MaskedLMNet(encoder)

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_models.layers.text_encoder import TextEncoder, initialise_as_bert
-from lit_models.masked_lm import TextBatch, encode
+from lit_models.masked_lm import encode
 from lit_models.module import LitModule, Optimisation, UnfitDataError
-from lit_models.tasks import Task
+from lit_models.text_tasks import SentenceTask, TextBatch
 
 
 class TextClassifierNet(nn.Module):
@@ -38,7 +38,7 @@ class LitTextClassifier(LitModule):
     """Fine-tunes an encoder of text on a task about whole sentences or pairs.
 
     Args:
-        task: what is predicted, its loss and its metrics; it has `num_outputs`.
+        task: what is predicted, its loss and its metrics.
         encoder: of any architecture.
         optimisation: optimiser and schedule.
         dropout: probability, before the last linear layer.
@@ -51,7 +51,7 @@ class LitTextClassifier(LitModule):
 
     def __init__(
         self,
-        task: Task,
+        task: SentenceTask,
         encoder: TextEncoder,
         optimisation: Optimisation,
         *,

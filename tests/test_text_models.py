@@ -8,6 +8,10 @@ from omegaconf import OmegaConf
 
 from tests.running import ROOT
 
+TASKS = {
+    "masked_lm": "{_target_: lit_models.text_tasks.MaskedLanguageModelling, vocabulary: 30522}",
+    "text_classifier": "{_target_: lit_models.text_tasks.glue_task, name: mnli}",
+}
 ENCODERS = sorted(path.stem for path in (ROOT / "configs/text_encoder").glob("*.yaml"))
 
 
@@ -15,7 +19,7 @@ def make(model: str, encoder: str, *overrides: str):
     """A model of a config, its weights without memory."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         chosen = [f"+model={model}", f"text_encoder@model.encoder={encoder}", *overrides]
-        cfg = compose(overrides=chosen)
+        cfg = compose(overrides=[f"+task={TASKS[model]}", *chosen])
     resolved = OmegaConf.to_container(cfg.model, resolve=True)
     with torch.device("meta"):
         return instantiate(resolved, _convert_="all")
@@ -33,8 +37,7 @@ def test_rivals_are_as_large_as_chimera(encoder):
 
 
 def test_a_classifier_of_sentences():
-    task = "+task={_target_: lit_models.masked_lm.MaskedLanguageModelling, vocabulary: 3}"
-    model = make("text_classifier", "bert", task)
+    model = make("text_classifier", "bert")
     assert model.net.out.out_features == 3
     assert model.optimisation.decay == "linear"
 

@@ -21,7 +21,7 @@ from lit_models.callbacks.cadence import is_due
 from lit_models.chimera_text import ChimeraTextMixer
 from lit_models.layers.sentences import Sentences
 from lit_models.layers.text_encoder import TextEncoder
-from lit_models.masked_lm import IGNORED, TextBatch
+from lit_models.text_tasks import IGNORED, TextBatch
 
 MIXERS = (ChimeraTextMixer, BertSelfAttention, ConvolvedSelfAttention)
 

@@ -1,20 +1,20 @@
-"""Filling in hidden words: loss, scores, the tied head, and that an encoder learns it."""
+"""Filling in hidden words: the tied head, and that an encoder learns it."""
 
 import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from lit_models.masked_lm import (
-    IGNORED,
-    LitMaskedLM,
-    MaskedLanguageModelling,
-    MaskedLMHead,
-    MaskedLMNet,
+from lit_models.masked_lm import MaskedLMHead, MaskedLMNet
+from lit_models.text_tasks import IGNORED, MaskedLanguageModelling
+from tests.lit_models.texts import (
+    ENCODERS,
+    VOCABULARY,
+    language_model,
+    packed,
+    padded,
+    sentences_of,
 )
-from lit_models.module import Optimisation
-from tests.lit_models.texts import ENCODERS, VOCABULARY, packed, padded, sentences_of
 
 HIDDEN = 0  # the token that stands for a hidden one
 encoders = pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
@@ -61,49 +61,14 @@ def test_the_head_by_hand():
     torch.testing.assert_close(head(x, words), h @ words.T + head.bias, rtol=1e-4, atol=1e-4)
 
 
-def test_loss_and_scores_are_of_hidden_tokens_alone():
-    task = MaskedLanguageModelling(4)
-    labels = torch.tensor([[IGNORED, 2, IGNORED], [1, IGNORED, 3]])
-    batch = {"labels": labels, "lengths": torch.tensor([3, 3])}
-    logits = torch.tensor([[0.0, 0, 5, 0], [0, 5, 0, 0], [9, 0, 0, 0]])
-    loss = F.cross_entropy(logits, torch.tensor([2, 1, 3]))
-    torch.testing.assert_close(task.loss(logits, batch), loss)
-    metrics = task.metrics()
-    for row in (0, 1):
-        part = {"labels": labels[row : row + 1]}
-        task.update(metrics, logits[1:] if row else logits[:1], part)
-    scores = task.scores(metrics)
-    torch.testing.assert_close(scores["perplexity"], loss.exp())
-    torch.testing.assert_close(scores["accuracy"], torch.tensor(2 / 3))
-
-
-def test_a_batch_without_hidden_tokens_has_no_loss():
-    task, batch = MaskedLanguageModelling(4), {"labels": torch.full((1, 3), IGNORED)}
-    logits = torch.zeros(0, 4, requires_grad=True)
-    task.loss(logits, batch).backward()
-    assert task.loss(logits, batch) == 0
-    metrics = task.metrics()
-    task.update(metrics, logits, batch)
-    assert metrics["accuracy"].tp.sum() == 0
-
-
 def test_a_batch_has_as_many_samples_as_sentences():
     task, sentences = MaskedLanguageModelling(VOCABULARY), sentences_of((3, 5))
     assert task.samples(padded(sentences)) == task.samples(packed(sentences)) == 2
 
 
-def test_the_trivial_prediction_knows_frequencies_alone():
-    task = MaskedLanguageModelling(4)
-    train = [{"labels": torch.tensor([[2, 2, 2, IGNORED, 1]])}]
-    test = [{"labels": torch.tensor([[2, 1, IGNORED]])}]
-    scores = task.score_trivial(train, test)
-    assert scores["accuracy"] == 0.5
-    assert scores["perplexity"] == pytest.approx(math.sqrt(8 / 4 * 8 / 2))  # 4/8 and 2/8
-
-
 @encoders
 def test_it_learns_that_a_hidden_word_is_what_the_others_are(make):
-    model = LitMaskedLM(make(), Optimisation())
+    model = language_model(make)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     chance, losses = math.log(VOCABULARY - 1), []
     for _ in range(120):

@@ -2,42 +2,17 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
-from lit_models.masked_lm import LitMaskedLM
 from lit_models.module import Optimisation, UnfitDataError
-from lit_models.tasks import Task
 from lit_models.text_classifier import LitTextClassifier
-from tests.lit_models.texts import ENCODERS, packed, padded, sentences_of
+from lit_models.text_tasks import SentenceClassification
+from tests.lit_models.texts import ENCODERS, language_model, packed, padded, sentences_of
 
 encoders = pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
 
 
-class ThreeClasses(Task):
-    """One of three classes of a sentence."""
-
-    selection, trivial, num_outputs = "accuracy", "constant", 3
-
-    def loss(self, prediction, batch):
-        return F.cross_entropy(prediction, batch["label"])
-
-    def metrics(self):
-        return MetricCollection({"accuracy": MulticlassAccuracy(3, average="micro")})
-
-    def update(self, metrics, prediction, batch):
-        metrics.update(prediction, batch["label"])
-
-    def samples(self, batch):
-        return len(batch["label"])
-
-    def score_trivial(self, train, test):
-        return {"accuracy": 1 / 3}
-
-
 def classifier(make, **options) -> LitTextClassifier:
-    return LitTextClassifier(ThreeClasses(), make(), Optimisation(), **options)
+    return LitTextClassifier(SentenceClassification(3), make(), Optimisation(), **options)
 
 
 @encoders
@@ -74,7 +49,7 @@ def saved(model, path):
 
 
 def test_it_begins_with_a_language_models_encoder(tmp_path):
-    before = LitMaskedLM(ENCODERS["chimera"](), Optimisation())
+    before = language_model(ENCODERS["chimera"])
     model = classifier(ENCODERS["chimera"], pretrained=saved(before, tmp_path))
     pooler = model.net.pooler[0].weight.clone()
     model.setup("test")
@@ -102,7 +77,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("other", [lambda: ENCODERS["hydra"](), lambda: ENCODERS["bert"](width=8)])
 def test_a_checkpoint_of_another_encoder(other, tmp_path):
-    before = LitMaskedLM(other(), Optimisation())
+    before = language_model(other)
     model = classifier(ENCODERS["bert"], pretrained=saved(before, tmp_path))
     with pytest.raises(UnfitDataError, match=r"of another encoder, .* differs: set model.encoder"):
         model.setup("fit")

@@ -1,5 +1,7 @@
 """Small encoders of text, one of each kind, and batches for them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,10 @@ from lit_models.chimera_text import ChimeraText
 from lit_models.fnet import FNet
 from lit_models.hydra_text import HydraText
 from lit_models.layers.text_encoder import TextEncoder
+from lit_models.masked_lm import LitMaskedLM
 from lit_models.mlp_mixer import MLPMixerText
+from lit_models.module import Optimisation
+from lit_models.text_tasks import MaskedLanguageModelling
 
 VOCABULARY, WIDTH, LONGEST = 40, 16, 24
 CHAIN = {"layers": 2, "state": 8, "head_dim": 8, "delta_range": (0.05, 0.5)}
@@ -64,3 +69,8 @@ def packed(sentences: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     tokens, types = (torch.cat(parts).unsqueeze(0) for parts in zip(*sentences, strict=True))
     sizes = [len(words) for words, _ in sentences]
     return {"tokens": tokens, "token_types": types, "ptr": torch.tensor([0, *sizes]).cumsum(0)}
+
+
+def language_model(make: Callable[[], TextEncoder]) -> LitMaskedLM:
+    """That fills in hidden words."""
+    return LitMaskedLM(MaskedLanguageModelling(VOCABULARY), make(), Optimisation())

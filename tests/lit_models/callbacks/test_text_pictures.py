@@ -17,10 +17,16 @@ from lit_models.callbacks.text_pictures import (
     mixing_matrix,
 )
 from lit_models.layers.sentences import Sentences
-from lit_models.masked_lm import IGNORED, LitMaskedLM
-from lit_models.module import Optimisation
 from tests.lit_models.test_text_classifier import classifier
-from tests.lit_models.texts import ENCODERS, VOCABULARY, WIDTH, packed, padded, sentences_of
+from tests.lit_models.texts import (
+    ENCODERS,
+    VOCABULARY,
+    WIDTH,
+    language_model,
+    packed,
+    padded,
+    sentences_of,
+)
 
 WORDS = tuple(f"w{i}" for i in range(VOCABULARY))
 
@@ -63,7 +69,7 @@ def hidden_batch() -> dict:
 
 @pytest.mark.parametrize("name", ["chimera", "hydra", "bert", "bert, convolved", "fnet"])
 def test_a_training_leaves_pictures_of_the_first_and_the_last_validation(name, tmp_path):
-    model = LitMaskedLM(ENCODERS[name](), Optimisation())
+    model = language_model(ENCODERS[name])
     events = fit(tmp_path, model, Texts([hidden_batch()] * 2), TextPictures(), epochs=3)
     images = [] if name == "fnet" else ["token_mixing"]
     assert events.Tags()["images"] == images
