@@ -58,7 +58,8 @@ def texts_of(columns: dict[str, list], task: str) -> list[tuple[str, ...]]:
 
 
 def tokens_of(texts: list[tuple[str, ...]]) -> list[list[int]]:
-    return [wordpiece().encode(*text).ids for text in texts]
+    tokeniser = wordpiece()
+    return [tokeniser.encode(*text).ids for text in texts]
 
 
 @pytest.mark.parametrize("task", TASKS)
