@@ -129,7 +129,7 @@ def test_auto_prefers_the_official_files(tmp_path):
     write(tmp_path / "raw" / "glue" / "cola_lowercased", "cola")
     write(tmp_path / "raw" / "glue" / "cola", "cola")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert ready("cola", tmp_path).source_used == "official"
 
 
