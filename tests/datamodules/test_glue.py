@@ -198,7 +198,8 @@ def test_packed_batches_hold_what_padded_ones_do(tmp_path):
 
 
 def test_batches_hold_sentences_of_like_length(tmp_path):
-    data = ready("sst2", tmp_path, source="generated", generated_size=(400, 4, 4), batch_size=16)
+    sizes = {"generated_size": (400, 4, 4), "batch_size": 16, "size_jitter": 0.0}
+    data = ready("sst2", tmp_path, source="generated", **sizes)
     lengths = data.train_dataset.lengths
     assert lengths.tolist() == [len(one["tokens"]) for one in data.train_dataset]
     wasted = sum(int((b["tokens"] == PAD).sum()) for b in data.train_dataloader())

@@ -17,6 +17,7 @@ from lit_models.callbacks.text_pictures import (
     mixing_matrix,
 )
 from lit_models.layers.sentences import Sentences
+from lit_models.text_tasks import IGNORED
 from tests.lit_models.test_text_classifier import classifier
 from tests.lit_models.texts import (
     ENCODERS,
