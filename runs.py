@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.base import DataModule, GraphDataModule
+from datamodules.glue import GLUEDataModule
 from datamodules.pde.module import PDEDataModule
 from errors import UserError, one_sentence_errors
 from train import prepare_process, train
@@ -94,10 +95,24 @@ def predict(run: str | Path) -> Path:
     (logits, values or vectors). Of fields to predictions.hdf5, in PDEBench's layout and the
     equation's units: of every window of the test split the frames that follow, and in `sample` and
     `first` its trajectory's number in the data's files and the number of its first frame there.
+    Of sentences to predictions.csv, one line each: its number in the test split, raw outputs.
     They are computed on the CPU in float32.
+
+    Raises:
+        UserError: the run is of a language model, whose outputs are a number for every word.
     """
     _, model, datamodule = _prepare(run)
-    write = _write_rows if isinstance(datamodule, GraphDataModule) else _write_fields
+    writers = {
+        GraphDataModule: _write_rows,
+        PDEDataModule: _write_fields,
+        GLUEDataModule: _write_sentences,
+    }
+    write = next((w for kind, w in writers.items() if isinstance(datamodule, kind)), None)
+    if write is None:
+        raise UserError(
+            f"{run} predicts a number for every word, too many to write: see the words that it "
+            "fills in by `make tensorboard`."
+        )
     path, count = write(Path(run), model, datamodule)
     print(f"{count} predictions on the test split ({datamodule.source_used}) in {path}")
     return path
@@ -118,12 +133,30 @@ def _write_rows(
             owners = [(graph, node) for graph, size in sizes for node in range(size)]
         pairs = zip(owners, outputs.tolist(), strict=True)
         rows += [[*owner, *output] for owner, output in pairs]
+    return _write_csv(run, ["graph", "node"], rows, model, datamodule)
+
+
+def _write_sentences(
+    run: Path, model: L.LightningModule, datamodule: GLUEDataModule
+) -> tuple[Path, int]:
+    rows = []
+    for batch in datamodule.test_dataloader():
+        with torch.inference_mode():
+            outputs = model(batch)
+        pairs = zip(batch["idx"].tolist(), outputs.tolist(), strict=True)
+        rows += [[index, *output] for index, output in pairs]
+    return _write_csv(run, ["sentence"], rows, model, datamodule)
+
+
+def _write_csv(
+    run: Path, owner: list[str], rows: list[list], model: L.LightningModule, datamodule: DataModule
+) -> tuple[Path, int]:
     names = datamodule.label_names
     if len(names) != model.task.num_outputs:
         names = [f"output_{i}" for i in range(model.task.num_outputs)]
     path = run / "predictions.csv"
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["graph", "node", *names], *sorted(rows)])
+        csv.writer(file).writerows([[*owner, *names], *sorted(rows)])
     return path, len(rows)
 
 
