@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from filelock import FileLock
 
 from datamodules.errors import DataError, one_line
@@ -148,3 +149,21 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def save_tensors(folder: Path, split: str, tensors: dict[str, Any]) -> None:
+    """Save what is known of a split, by name, for `load_tensors`."""
+    with (folder / f"{split}.pt").open("wb") as file:
+        torch.save(tensors, file)
+        sync(file)
+
+
+def load_tensors(folder: Path, split: str) -> dict[str, Any]:
+    """What was saved of a split, memory-mapped."""
+    # Every process maps the same pages, so that a large task is in memory once.
+    return torch.load(folder / f"{split}.pt", mmap=True, weights_only=True)
+
+
+def file_key(path: Path) -> list[int]:
+    """What changes when a large file does."""
+    return [path.stat().st_size, path.stat().st_mtime_ns]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Dataset
 
 from datamodules.base import SPLITS, DataModule, GraphDataModule
-from datamodules.cache_folder import CachePlan, damage, ensure
+from datamodules.cache_folder import CachePlan, damage, ensure, load_tensors
 from datamodules.errors import DataError
 from datamodules.graph_cache import GraphDataset, GraphTable
 
@@ -21,8 +21,7 @@ class CachedDataModule(DataModule):
     """Train, validation and test samples from a folder below `cache_dir`.
 
     A subclass sets `task` and `source_used`, says by `plan` what the folder holds and opens it by
-    `open_split`; one that chooses among sources replaces `prepare_data` and `cached_folder` instead
-    of `plan`.
+    `open_split`; for a choice among sources see SourcedDataModule.
 
     Args:
         cache_dir: folder to write to.
@@ -111,12 +110,6 @@ class CachedDataModule(DataModule):
         self.cached_folder()
         parts = [self._meta["content"], self.limit]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def load_tensors(folder: Path, split: str) -> dict[str, Any]:
-    """What was saved of a split, memory-mapped."""
-    # Every process maps the same pages, so that a large task is in memory once.
-    return torch.load(folder / f"{split}.pt", mmap=True, weights_only=True)
 
 
 class CachedGraphDataModule(CachedDataModule, GraphDataModule):

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from datamodules import generated_sentences
 from datamodules.base import SPLITS
-from datamodules.cache_folder import CachePlan, sync
-from datamodules.cached import load_tensors
+from datamodules.cache_folder import CachePlan, file_key, load_tensors, save_tensors
 from datamodules.errors import DataError, DownloadError, one_line
-from datamodules.text import MOST_VALIDATED, TextDataModule, file_key, hub_datasets, place
+from datamodules.text import MOST_VALIDATED, TextDataModule, hub_datasets, place
 from datamodules.token_batches import LabelledSequences, TokenTable
 from datamodules.tokeniser import wordpiece
 
@@ -163,7 +162,7 @@ class GLUEDataModule(TextDataModule):
 
     def _given(self, name: str) -> Path | None:
         """The folder of `data_dir` with a task's files, None if there is none."""
-        data_dir = self.folder_of_data()
+        data_dir = self.given_folder()
         folder = data_dir / "glue" / name if data_dir else None
         return folder if folder is not None and folder.is_dir() else None
 
@@ -196,9 +195,7 @@ class GLUEDataModule(TextDataModule):
             _log.info("Tokenising %d examples of %s.", len(table), self.name)
             encoded = self._encode(table)
             content[split] = encoded.content()
-            with (ready / f"{split}.pt").open("wb") as file:
-                torch.save(vars(encoded), file)
-                sync(file)
+            save_tensors(ready, split, vars(encoded))
         return {"content": content}
 
     def _encode(self, table: "Table") -> TokenTable:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, Dataset
 
-from datamodules.cache_folder import CachePlan, sync
+from datamodules.cache_folder import CachePlan, save_tensors
 
 CACHE_FORMAT = 2
 """Raise it with every change of what cached files hold: older ones are then rebuilt."""
@@ -188,9 +188,7 @@ def _fill(
 ) -> dict[str, Any]:
     tables = build(scratch)
     for split, table in tables.items():
-        with (ready / f"{split}.pt").open("wb") as file:
-            torch.save(vars(table), file)
-            sync(file)
+        save_tensors(ready, split, vars(table))
     return {
         "graphs": {split: len(table.num_nodes) for split, table in tables.items()},
         "content": {split: table.content() for split, table in tables.items()},

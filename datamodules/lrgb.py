@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import shutil
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,14 +25,13 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import LRGBDataset
 
 from datamodules import generated_peptides, generated_superpixels
-from datamodules.cache_folder import CachePlan, damage, ensure
-from datamodules.cached import SPLITS, CachedGraphDataModule, check_sizes
+from datamodules.cache_folder import CachePlan, file_key
+from datamodules.cached import SPLITS, CachedGraphDataModule
 from datamodules.download import check_md5, download
-from datamodules.errors import DataError, DownloadError, one_line
+from datamodules.errors import DataError, one_line
 from datamodules.graph_cache import GraphTable, graph_plan, joined_dim
 from datamodules.molecules import FEATURE_VERSION, smiles_to_arrays
-
-Source = Literal["official", "generated"]
+from datamodules.sourced import SourcedDataModule
 
 
 def _names(text: str) -> list[str]:
@@ -111,7 +109,7 @@ CSV_URL = {
 _log = logging.getLogger(__name__)
 
 
-class LRGBDataModule(CachedGraphDataModule):
+class LRGBDataModule(SourcedDataModule, CachedGraphDataModule):
     """Train, validation and test graphs of one LRGB task.
 
     Graphs carry x, edge_index, edge_attr, smiles where known, and y or edge_label_index and
@@ -141,6 +139,8 @@ class LRGBDataModule(CachedGraphDataModule):
     Source: arXiv:2206.08164.
     """
 
+    sources = ("official", "generated")
+
     def __init__(
         self,
         task: str,
@@ -151,53 +151,22 @@ class LRGBDataModule(CachedGraphDataModule):
         pre_transform: Callable[[Data], Data] | None = None,
         **cached: Any,
     ):
-        super().__init__(**cached)
+        super().__init__(source, data_dir, generated_size, seed, **cached)
         if task not in TASKS:
             raise DataError(
                 f"There is no LRGB task {task!r}: set data.task to one of {', '.join(TASKS)}."
-            )
-        if source not in ("auto", "official", "generated"):
-            raise DataError(
-                f"There is no data source {source!r}: set data.source to auto, official or "
-                "generated."
             )
         if source == "generated" and task not in GENERATED_LABELS:
             raise DataError(
                 f"Only {', '.join(GENERATED_LABELS)} can be generated, not {task}: set "
                 "data.source=official."
             )
-        check_sizes(generated_size)
-        self.task = task
-        self.source = source
-        data_dir = data_dir or os.environ.get("DATA_DIR")
-        self.data_dir = Path(data_dir).expanduser() if data_dir else None
-        self.pre_transform = pre_transform
-        self.seed = seed
-        self.generated_size = tuple(generated_size)
-        self.source_used: Source | None = None
+        self.task, self.pre_transform = task, pre_transform
 
-    def prepare_data(self) -> None:
-        """Make sure that the cache holds the data; called by one process a machine.
-
-        Raises:
-            DataError: as the class says.
-        """
-        if self._folder is not None:
-            return
-        if self.source != "auto":
-            self._use_source(self.source, ensure(self._plan(self.source)))
-            return
-        try:
-            self._use_source("official", ensure(self._plan("official")))
-        except DownloadError as error:
-            if self.task not in GENERATED_LABELS:
-                raise
-            warnings.warn(
-                f"USING GENERATED DATA for {self.task}, whose scores cannot be compared with "
-                f"published ones, because the official data cannot be had: {error}",
-                stacklevel=2,
-            )
-            self._use_source("generated", ensure(self._plan("generated")))
+    @property
+    def candidates(self) -> Sequence[str]:
+        can_be_generated = self.task in GENERATED_LABELS
+        return super().candidates if can_be_generated else ("official",)
 
     @property
     def label_names(self) -> list[str]:
@@ -208,28 +177,7 @@ class LRGBDataModule(CachedGraphDataModule):
                 return list(GENERATED_LABELS[self.task])
         return list(TASKS[self.task].labels)
 
-    def _use_source(self, source: Source, folder: Path) -> None:
-        self.source_used = source
-        self._use(folder)
-
-    def cached_folder(self) -> Path:
-        """The cached folder, also where another process has prepared it."""
-        if self._folder is not None:
-            return self._folder
-        for source in ("official", "generated") if self.source == "auto" else (self.source,):
-            try:
-                folder = self._plan(source).folder
-            except DataError:  # say below what to do instead
-                continue
-            if damage(folder) is None:
-                self._use_source(source, folder)
-                return folder
-        raise DataError(
-            f"No prepared data for {self.task} in {self.cache_dir}: call prepare_data() first."
-        )
-
-    def _plan(self, source: Source) -> CachePlan:
-        """Which folder of the cache holds a source, and how to fill it; reads no data."""
+    def plan_of(self, source: str) -> CachePlan:
         key: dict[str, Any]
         if source == "generated":
             is_molecule = TASKS[self.task].level == "graph"
@@ -248,7 +196,7 @@ class LRGBDataModule(CachedGraphDataModule):
             paths = [found / name for name in _raw_names(self.task)]
             if all(path.exists() for path in paths) and not self._downloads_to(found):
                 # Some raw files are gigabytes; they are taken as unchanged while these are.
-                key = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}
+                key = {path.name: file_key(path) for path in paths}
             else:
                 key = {"url": LRGBDataset.urls[self.task]}
             build = partial(self._read_pyg, found)
@@ -266,18 +214,12 @@ class LRGBDataModule(CachedGraphDataModule):
 
     def _official_folder(self) -> Path:
         """Where the official files are, or will be downloaded to."""
-        if self.data_dir is not None:
-            if not self.data_dir.is_dir():
-                raise DataError(
-                    f"Expected a folder of data files, but {self.data_dir} (data.data_dir or the "
-                    "environment's DATA_DIR) does not exist: correct the path, or unset it to "
-                    "download."
-                )
-            folder = self.data_dir / "lrgb" / CSV_FOLDER
+        if (data_dir := self.given_folder()) is not None:
+            folder = data_dir / "lrgb" / CSV_FOLDER
             if self.task == "peptides-func" and any((folder / n).exists() for n in CSV_MD5):
                 return folder
             # PyG would empty an incomplete raw folder, so only a complete one counts.
-            folder = self.data_dir / "lrgb" / self.task / "raw"
+            folder = data_dir / "lrgb" / self.task / "raw"
             if all((folder / name).exists() for name in _raw_names(self.task)):
                 return folder
         name = CSV_FOLDER if self.task == "peptides-func" else self.task

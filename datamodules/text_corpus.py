@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 
 from datamodules import generated_sentences
 from datamodules.base import SPLITS
-from datamodules.cache_folder import CachePlan, sha256, sync
+from datamodules.cache_folder import CachePlan, file_key, sha256, sync
 from datamodules.errors import DataError, DownloadError, one_line
-from datamodules.text import TextDataModule, file_key, hub_datasets, place
+from datamodules.text import TextDataModule, hub_datasets, place
 from datamodules.token_batches import IGNORED, Sample
 from datamodules.tokeniser import CLS, FIRST_WORD, MASK, SEP, VOCABULARY, wordpiece
 
@@ -120,7 +120,7 @@ class TextCorpusDataModule(TextDataModule):
         return CachePlan(self.cache_dir / "text", name, key, about, fill)
 
     def _paths(self) -> list[Path]:
-        data_dir = self.folder_of_data()
+        data_dir = self.given_folder()
         paths = [data_dir / self.folder / name for name in FILES] if data_dir else []
         if not paths or not all(path.is_file() for path in paths):
             raise DownloadError(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC
 
-from datamodules.cache_folder import CachePlan
+from datamodules.cache_folder import CachePlan, file_key
 from datamodules.cached import SPLITS, CachedGraphDataModule
 from datamodules.download import download
 from datamodules.errors import DataError, one_line
@@ -61,8 +61,7 @@ class ZINCDataModule(CachedGraphDataModule):
     def plan(self) -> CachePlan:
         key: dict[str, Any] = {"url": ZINC.url}
         if self._is_given:
-            stats = {name: (self._raw / name).stat() for name in RAW_NAMES}
-            key = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+            key = {name: file_key(self._raw / name) for name in RAW_NAMES}
         about = {"task": self.task, "source": "official"}
         return graph_plan(self.cache_dir / "zinc", "zinc-official", key, about, self._read)
 
