@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kernels.resolvent.chain import ChainPlan, bidirectional_chain
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.sentences import DepthwiseConv, Sentences
-from lit_models.layers.text_encoder import PostNorm, TextEncoder
+from lit_models.layers.text_encoder import TextEncoder
 
 NORM_EPSILON = 1e-5
 
@@ -137,9 +137,8 @@ class ChimeraText(TextEncoder):
         dropout: float = 0.1,
     ):
         sizes = {"head_dim": head_dim, "expand": expand, "kernel": kernel}
-        mixers = (self.mixer(width, state, **sizes, delta_range=delta_range) for _ in range(layers))
         super().__init__(
-            (PostNorm(width, dropout, mixer) for mixer in mixers),
+            (self.mixer(width, state, **sizes, delta_range=delta_range) for _ in range(layers)),
             vocabulary=vocabulary,
             width=width,
             dropout=dropout,

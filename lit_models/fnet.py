@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_models.layers.sentences import Sentences
-from lit_models.layers.text_encoder import FeedForward, PostNorm, TextEncoder
+from lit_models.layers.text_encoder import FeedForward, TextEncoder
 
 
 class FourierMixing(nn.Module):
@@ -53,11 +53,8 @@ class FNet(TextEncoder):
         max_length: int = 512,
         dropout: float = 0.1,
     ):
-        inner = (
-            part for _ in range(layers) for part in (FourierMixing(), FeedForward(width, hidden))
-        )
         super().__init__(
-            (PostNorm(width, dropout, part) for part in inner),
+            (part for _ in range(layers) for part in (FourierMixing(), FeedForward(width, hidden))),
             vocabulary=vocabulary,
             width=width,
             dropout=dropout,

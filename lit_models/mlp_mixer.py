@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_models.layers.sentences import Sentences
-from lit_models.layers.text_encoder import FeedForward, PostNorm, TextEncoder
+from lit_models.layers.text_encoder import FeedForward, TextEncoder
 
 
 class TokenMixing(nn.Module):
@@ -59,13 +59,13 @@ class MLPMixerText(TextEncoder):
         max_length: int = 512,
         dropout: float = 0.1,
     ):
-        inner = (
+        parts = (
             part
             for _ in range(layers)
             for part in (TokenMixing(max_length, token_hidden), FeedForward(width, hidden))
         )
         super().__init__(
-            (PostNorm(width, dropout, part) for part in inner),
+            parts,
             vocabulary=vocabulary,
             width=width,
             dropout=dropout,

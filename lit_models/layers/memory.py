@@ -4,7 +4,6 @@ Each maps [R, T, C], R sequences of T steps, and a state or None, to the outputs
 state after the last step; S4D, in a file of its own, is another.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.resolvent.chain import ChainPlan, chain_resolvent
+from lit_models.layers.delta import delta_bias_init
 
 
 @runtime_checkable
@@ -58,7 +58,7 @@ class SelectiveChain(nn.Module):
         head_dim: numbers P of a head.
         expand: inner channels over `channels`, a multiple of `head_dim`.
         kernel: steps that the convolution sees.
-        step_range: Δ begins log-uniformly between these.
+        step_range: Δ begins log-uniformly between these, see `delta_bias_init`.
 
     Raises:
         ValueError: inner channels are no multiple of `head_dim`.
@@ -87,9 +87,7 @@ class SelectiveChain(nn.Module):
         self.conv = nn.Conv1d(
             inner + 2 * state, inner + 2 * state, kernel, groups=inner + 2 * state
         )
-        low, high = map(math.log, step_range)
-        step = (low + (high - low) * torch.rand(heads)).exp()
-        self.step_bias = nn.Parameter(step + (-torch.expm1(-step)).log())  # softplus⁻¹
+        self.step_bias = nn.Parameter(delta_bias_init(1, heads, step_range)[0])
         self.log_decay = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(inner)

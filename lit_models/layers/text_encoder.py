@@ -22,17 +22,18 @@ class TextEncoder(nn.Module):
     A sentence has the same features whatever stands beside it in the batch.
 
     Args:
-        blocks: each maps [N, W] and the batch's `Sentences` to [N, W].
+        parts: each maps [N, W] and the batch's `Sentences` to [N, W]; a block is one of them in
+            `PostNorm`.
         vocabulary: number of tokens.
         width: W.
-        dropout: probability, on the embedding.
+        dropout: probability, on the embedding and behind every part.
         max_length: most tokens of a sentence, each position with an embedding of its own; None for
             no positional embedding, and any length.
     """
 
     def __init__(
         self,
-        blocks: Iterable[nn.Module],
+        parts: Iterable[nn.Module],
         *,
         vocabulary: int,
         width: int,
@@ -42,7 +43,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.vocabulary, self.width, self.max_length = vocabulary, width, max_length
         self.embedding = TextEmbedding(vocabulary, width, dropout, max_length)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(PostNorm(width, dropout, part) for part in parts)
         self.apply(initialise_as_bert)
 
     @property

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -27,6 +26,7 @@ from lit_models.callbacks.field_pictures import (
     energy_spectrum,
     spread,
 )
+from tests.lit_models.callbacks.fitting import fit
 from tests.running import ROOT
 
 WAVES = KuramotoSivashinsky(sizes=(32,), length=16.0, viscosity=0.3, step=0.02)
@@ -82,22 +82,6 @@ class Offset(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(folder, data, *callbacks, epochs: int = 1, **options) -> L.Trainer:
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=TensorBoardLogger(folder, name="", version=""),
-        callbacks=[*callbacks],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=2,
-        **options,
-    )
-    trainer.fit(Offset(), data)
-    trainer.logger.finalize("success")
-    return trainer
-
-
 class Recorded(FieldPictures):
     """Keeps what it draws."""
 
@@ -112,7 +96,7 @@ class Recorded(FieldPictures):
 
 def test_a_training_leaves_pictures_of_the_first_and_the_last_validation(cache, tmp_path):
     data = waves(cache, history=2, batch_size=4)
-    fit(tmp_path, data, FieldPictures(rollouts=3), epochs=3)
+    fit(tmp_path, Offset(), data, FieldPictures(rollouts=3), epochs=3)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     tags = {"space_time/sample_0", "space_time/sample_4", "spectrum", "error_by_step"}
     assert set(events.Tags()["images"]) == tags
@@ -125,7 +109,12 @@ def test_pictures_show_the_weights_that_are_validated(cache, tmp_path):
     """The average of 0, 1, 2, 3, 4 by halves, not the last one."""
     drawn = Recorded()
     trainer = fit(
-        tmp_path, waves(cache), ExponentialMovingAverage(decay=0.5), drawn, limit_train_batches=4
+        tmp_path,
+        Offset(),
+        waves(cache),
+        ExponentialMovingAverage(decay=0.5),
+        drawn,
+        limit_train_batches=4,
     )
     _, true, predicted = drawn.drawn[0]
     seen = trainer.callback_metrics["seen"]
@@ -136,7 +125,7 @@ def test_pictures_show_the_weights_that_are_validated(cache, tmp_path):
 def test_a_scene_knows_times_and_places(cache, tmp_path):
     data = waves(cache, history=2, time_stride=2, space_stride=4)
     drawn = Recorded(samples=1)
-    fit(tmp_path, data, drawn)
+    fit(tmp_path, Offset(), data, drawn)
     seen, true, _ = drawn.drawn[0]
     assert true.shape == (5, 1, 1, 8)
     assert seen.times[0].label == "t"
@@ -149,7 +138,7 @@ def test_a_scene_knows_times_and_places(cache, tmp_path):
 def test_a_steady_problem_shows_its_input(cache, tmp_path):
     equation = Darcy(size=9, solver_size=33)
     data = PDEDataModule(equation, (2, 2, 1), cache_dir=cache, normalise=False, processes=1)
-    fit(tmp_path, data, drawn := Recorded(samples=1))
+    fit(tmp_path, Offset(), data, drawn := Recorded(samples=1))
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["fields/sample_0"]
     figure = drawn.draw(*drawn.drawn[0])["fields/sample_0"]
@@ -308,5 +297,13 @@ class Seen(L.Callback):
 def test_first_last_and_every_nth_validation(cache, tmp_path, epochs, between, every, drawn):
     seen = Seen(every)
     data = waves(cache)
-    fit(tmp_path, data, seen, epochs=epochs, check_val_every_n_epoch=between, limit_train_batches=1)
+    fit(
+        tmp_path,
+        Offset(),
+        data,
+        seen,
+        epochs=epochs,
+        check_val_every_n_epoch=between,
+        limit_train_batches=1,
+    )
     assert seen.epochs == drawn

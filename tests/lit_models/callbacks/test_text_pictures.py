@@ -3,7 +3,6 @@
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
@@ -18,6 +17,7 @@ from lit_models.callbacks.text_pictures import (
 )
 from lit_models.layers.sentences import Sentences
 from lit_models.text_tasks import IGNORED
+from tests.lit_models.callbacks.fitting import fit
 from tests.lit_models.test_text_classifier import classifier
 from tests.lit_models.texts import (
     ENCODERS,
@@ -47,17 +47,8 @@ class Texts(L.LightningDataModule):
     val_dataloader = train_dataloader
 
 
-def fit(folder, model, data, *callbacks, epochs: int = 1) -> EventAccumulator:
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=TensorBoardLogger(folder, name="", version=""),
-        callbacks=[*callbacks],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(model, data)
-    trainer.logger.finalize("success")
+def events_of(folder, model, data, callback, epochs: int) -> EventAccumulator:
+    fit(folder, model, data, callback, epochs=epochs)
     return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
 
 
@@ -71,7 +62,7 @@ def hidden_batch() -> dict:
 @pytest.mark.parametrize("name", ["chimera", "hydra", "bert", "bert, convolved", "fnet"])
 def test_a_training_leaves_pictures_of_the_first_and_the_last_validation(name, tmp_path):
     model = language_model(ENCODERS[name])
-    events = fit(tmp_path, model, Texts([hidden_batch()] * 2), TextPictures(), epochs=3)
+    events = events_of(tmp_path, model, Texts([hidden_batch()] * 2), TextPictures(), epochs=3)
     images = [] if name == "fnet" else ["token_mixing"]
     assert events.Tags()["images"] == images
     for tag in images:
@@ -139,7 +130,7 @@ def test_a_training_leaves_confusion_matrices(tmp_path, monkeypatch):
         confusion, "draw_confusion", lambda *given: drawn.append(given) or draw_confusion(*given)
     )
     data = Texts(batches, ("no", "maybe", "yes"))
-    events = fit(tmp_path, model, data, confusion.ConfusionMatrix(), epochs=2)
+    events = events_of(tmp_path, model, data, confusion.ConfusionMatrix(), epochs=2)
     assert [event.step for event in events.Images("confusion")] == [2, 4]
     counts, names = drawn[-1]
     assert names == ["no", "maybe", "yes"]
