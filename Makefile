@@ -122,7 +122,7 @@ gpu/SHA256SUMS:
 	@echo 'error: there is no gpu/ here: run `make gpu-bundle` on a machine with network and bring gpu/, or gpu-bundle.tar.gz.'; exit 1
 
 gpu-test: gpu-setup ## there: the kernels' tests, without those that have passed: [ARGS=--again]
-	$(GPU_RUN) -m pytest -p tools.gpu_tests tests/kernels $(ARGS)
+	$(GPU_RUN) -m pytest -p tools.gpu_tests -n logical --dist worksteal tests/kernels $(ARGS)
 
 gpu-benchmark: gpu-setup ## there: the benchmarks, without those that are done: [ARGS=--again]
 	$(GPU_RUN) -m pytest -p tools.gpu_tests --benchmark $(ARGS)

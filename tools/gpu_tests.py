@@ -27,14 +27,16 @@ class Progress:
     Args:
         facts: provenance for the record: device, code, commit, versions.
         benchmark: whether benchmarks are run, whose results come back too.
+        writes: False for a worker of pytest-xdist, whose tests its controller hears of.
     """
 
-    def __init__(self, facts: dict, benchmark: bool):
-        self.facts, self.benchmark = facts, benchmark
+    def __init__(self, facts: dict, benchmark: bool, writes: bool):
+        self.facts, self.benchmark, self.writes = facts, benchmark, writes
         device = facts["device"]
         self.name, self.results_name = f"tests-{device}.json", f"benchmarks-{device}.json"
         self.results = ROOT / "results" / "benchmarks" / f"{device}.json"
         self.out = Path(os.environ.get("OUT") or CAME_BACK)
+        self.running: dict[str, str] = {}
         self.outcomes: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         for folder in (KEPT, CAME_BACK):
@@ -55,15 +57,15 @@ class Progress:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         test = report.nodeid
-        if report.when == "setup":
-            self.outcome = "passed"
+        if test not in self.running:
+            self.running[test] = "passed"
             self.failures.pop(test, None)
-        if self.outcome != "failed" and not report.passed:
-            self.outcome = report.outcome
+        if self.running[test] != "failed" and not report.passed:
+            self.running[test] = report.outcome
         if report.failed:
             self.failures[test] = report.longreprtext[-LONGEST_FAILURE:]
-        if report.when == "teardown":
-            self.outcomes[test] = self.outcome
+        if report.when not in ("setup", "call"):  # torn down, or a worker has crashed
+            self.outcomes[test] = self.running.pop(test)
             self.save()
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -83,6 +85,8 @@ class Progress:
 
     def save(self) -> None:
         """Write the record, and copy the benchmarks' results, to where both are looked for."""
+        if not self.writes:
+            return
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         record = self.facts | {"finished": finished, "counts": self.counts()}
         record |= {"failures": self.failures, "outcomes": self.outcomes}
@@ -107,7 +111,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         "code": code(),
         "versions": {library: version(library) for library in LIBRARIES},
     }
-    progress = Progress(facts, session.config.getoption("--benchmark"))
+    writes = not hasattr(session.config, "workerinput")
+    progress = Progress(facts, session.config.getoption("--benchmark"), writes)
     session.config.pluginmanager.register(progress)
 
 
