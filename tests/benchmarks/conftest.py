@@ -25,7 +25,7 @@ def green():
     def require(*tests: str) -> None:
         for test in tests:
             if test not in verdicts:
-                command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/{test}"]
+                command = [sys.executable, "-m", "pytest", "-qx", "-n", "logical", f"tests/{test}"]
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
                 verdicts[test] = done.returncode == 0
             if not verdicts[test]:

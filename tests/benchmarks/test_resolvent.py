@@ -239,7 +239,7 @@ def stitched(batch) -> None:
     for half in ("lower", "upper"):
         plan.sweep(half, transposed=False, padded=True, heads=2)
         plan.sweep(half, transposed=True, padded=True)
-    plan.pairs(batch.edge_index, padded=True)
+    plan.pairs(batch.edge_index.cpu(), padded=True)
 
 
 @pytest.mark.parametrize("op", [CHAIN, GRID], ids=["chain", "grid"])

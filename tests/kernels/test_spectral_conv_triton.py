@@ -200,6 +200,7 @@ def test_what_the_kernels_cannot_do_is_refused():
             spectral_conv(**(inputs | change), **BY_TRITON)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="minutes of compiling that need no GPU")
 def test_kernels_compile_without_spilling():
     """Those of one layer, for sm_80 and sm_90; `make compile-kernels` compiles all."""
     done = outside("-m", "kernels.aot", "spectral_conv, layer, 4 x 64 x 64², 12 modes, float32")

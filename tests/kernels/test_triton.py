@@ -283,6 +283,7 @@ def test_kernels_on_a_cpu_say_what_to_do():
     assert "set TRITON_INTERPRET=1 before Python starts" in outside("-c", code).stderr
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="minutes of compiling that need no GPU")
 def test_every_kernel_compiles_without_spilling():
     """For sm_80 and sm_90, as launched on the benchmarks' inputs."""
     done = outside("-m", "kernels.aot", "resolvent")
