@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from report import commit
 from tests.benchmarks.plots import draw_growth
@@ -19,17 +20,20 @@ RESULTS = pytest.StashKey[dict]()
 
 @pytest.fixture(scope="session")
 def green():
-    """Fails a benchmark whose op's own tests, run once a session, are red."""
-    verdicts: dict[str, bool] = {}
+    """Fails a benchmark whose op's own tests, run once a session, are red.
+
+    On a GPU those that `make gpu-test` has passed with the same code are not run again.
+    """
+    verdicts: dict[tuple[str, ...], bool] = {}
+    how = ["-p", "tools.gpu_tests"] if torch.cuda.is_available() else ["-n", "logical"]
 
     def require(*tests: str) -> None:
-        for test in tests:
-            if test not in verdicts:
-                command = [sys.executable, "-m", "pytest", "-qx", "-n", "logical", f"tests/{test}"]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-                verdicts[test] = done.returncode == 0
-            if not verdicts[test]:
-                pytest.fail(f"tests/{test} is red: what is wrong is not timed.", pytrace=False)
+        if tests not in verdicts:
+            command = [sys.executable, "-m", "pytest", "-qx", *how, *(f"tests/{t}" for t in tests)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+            verdicts[tests] = done.returncode == 0
+        if not verdicts[tests]:
+            pytest.fail(f"{' or '.join(tests)} is red: what is wrong is not timed.", pytrace=False)
 
     return require
 
