@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import lit_models.chimera_text as chimera_text
-from kernels.resolvent import resolvent
 from lit_models.chimera_text import ChimeraText, ChimeraTextMixer
 from lit_models.layers.sentences import Sentences
 from lit_models.masked_lm import MaskedLMNet
+from studies.chain_as_graph import LineGraphMixer, measure
 
 WIDTH, STATE, HEAD_DIM = 12, 8, 4
 SIZES = (7, 1, 70, 3)
@@ -48,32 +47,32 @@ def test_parameter_count_at_paper_scale_part_by_part():
     assert total // 10**6 == 111
 
 
-def as_graphs(weight_forward, weight_backward, B, C, V, plan):
-    """`bidirectional_chain` by the resolvent of any graph, each direction on its own edges."""
-    sizes = torch.tensor(plan.sizes)
-    ptr = torch.cat([torch.tensor([0]), sizes.cumsum(0)])
-    lasts = set((ptr[1:] - 1).tolist())
-    left = torch.tensor([i for i in range(int(ptr[-1])) if i not in lasts])
-    edges = torch.stack([left, left + 1])
-    there = resolvent(edges, weight_forward[edges[1]], B[0], C[0], V[0], ptr=ptr)
-    edges = edges.flip(0)
-    return there + resolvent(edges, weight_backward[edges[1]], B[1], C[1], V[1], ptr=ptr)
-
-
-def test_a_layer_is_the_resolvent_of_the_line_graph(monkeypatch):
+def test_a_layer_is_the_resolvent_of_the_line_graph():
     """Outputs and all gradients, to 1e-5."""
     mixer, x = make_mixer(), torch.randn(sum(SIZES), WIDTH, requires_grad=True)
+    graphs = LineGraphMixer(WIDTH, STATE, head_dim=HEAD_DIM)
+    graphs.load_state_dict(mixer.state_dict())
     dy = torch.randn(sum(SIZES), WIDTH)
-    inputs = [x, *mixer.parameters()]
 
-    def run():
-        y = mixer(x, Sentences(SIZES))
-        return y, *torch.autograd.grad(y, inputs, dy)
+    def run(layer):
+        y = layer(x, Sentences(SIZES))
+        return y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)
 
-    found = run()
-    monkeypatch.setattr(chimera_text, "bidirectional_chain", as_graphs)
-    for mine, theirs in zip(found, run(), strict=True):
+    for mine, theirs in zip(run(mixer), run(graphs), strict=True):
         assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max().clamp(min=1)
+
+
+def test_the_study_finds_a_difference(monkeypatch):
+    """Equal to rounding, and not where a direction is forgotten."""
+    sizes = {"width": WIDTH, "state": STATE, "head_dim": HEAD_DIM, "sizes": SIZES, "seed": 0}
+    assert max(measure(**sizes)["test"].values()) < 1e-5
+
+    def one_way(self, v, chains, plan):
+        there, back = chains.V
+        return ChimeraTextMixer.mix(self, v, chains._replace(V=(there, 0 * back)), plan)
+
+    monkeypatch.setattr(LineGraphMixer, "mix", one_way)
+    assert min(measure(**sizes)["test"].values()) > 1e-3
 
 
 def test_a_layer_token_by_token():

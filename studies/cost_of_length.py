@@ -1,0 +1,53 @@
+"""Time and memory of a training step of an encoder of text, against the length of a sentence.
+
+Dao & Gu, "Transformers are SSMs", arXiv:2405.21060: a state-space layer is linear in the length
+where attention is quadratic. Scaled-dot-product attention in tiles keeps its memory linear too.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from studies.training_memory import MIB, peak_bytes
+
+
+def measure(
+    encoder: Callable[[], nn.Module], lengths: Sequence[int], *, seed: int
+) -> dict[str, dict]:
+    """Seconds and peak memory of forward and backward pass on one sentence of every length.
+
+    A length's first step tells its memory and warms up, the second its time.
+
+    Args:
+        encoder: makes a `lit_models.layers.text_encoder.TextEncoder`.
+        lengths: in tokens, rising, at least two.
+        seed: of weights and tokens.
+
+    Returns:
+        {"test": …}: seconds_<length>, mib_<length>, and the slopes of the logarithm of both against
+        that of the length from the third-longest on.
+    """
+    torch.manual_seed(seed)
+    net = encoder()
+    seconds, mib = [], []
+    for length in lengths:
+        tokens = torch.randint(0, net.vocabulary, (1, length))
+        types, tokens_of_each = torch.zeros_like(tokens), torch.tensor([length])
+
+        def step(tokens=tokens, types=types, tokens_of_each=tokens_of_each) -> None:
+            net.zero_grad()
+            net(tokens, types, tokens_of_each).sum().backward()
+
+        mib.append(peak_bytes(step) / MIB)
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    test = {}
+    for name, values in (("seconds", seconds), ("mib", mib)):
+        test |= {f"{name}_{length}": value for length, value in zip(lengths, values, strict=True)}
+        slope = np.polyfit(np.log(lengths[-3:]), np.log(values[-3:]), 1)[0]
+        test[f"slope_{name}"] = float(slope)
+    return {"test": test}
