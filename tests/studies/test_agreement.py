@@ -1,0 +1,28 @@
+"""The same encoder on chains and on graphs agrees to rounding; one that forgets a part does not."""
+
+from functools import partial
+
+from lit_models.chimera_text import ChimeraText, ChimeraTextMixer
+from lit_models.line_graph_text import LineGraphText
+from studies.agreement import measure
+
+SIZES = {"vocabulary": 20, "width": 12, "layers": 2, "state": 8, "head_dim": 4, "dropout": 0.0}
+
+
+class OneWayMixer(ChimeraTextMixer):
+    def mix(self, v, chains, plan):
+        there, back = chains.V
+        return super().mix(v, chains._replace(V=(there, 0 * back)), plan)
+
+
+class OneWay(ChimeraText):
+    mixer = OneWayMixer
+
+
+def test_it_finds_a_difference_where_there_is_one():
+    chains = partial(ChimeraText, **SIZES)
+    graphs, one_way = (partial(kind, **SIZES) for kind in (LineGraphText, OneWay))
+    same = measure(chains, graphs, [7, 1, 70, 3], seed=0)["test"]
+    assert max(same.values()) < 1e-5
+    other = measure(chains, one_way, [7, 1, 70, 3], seed=0)["test"]
+    assert min(other.values()) > 1e-2
