@@ -39,9 +39,9 @@ def test_every_scale_composes(experiment, scale):
     model, cfg = compose_model(experiment, f"scale={scale}")
     assert sum(p.numel() for p in instantiate(model).parameters()) > 0
     assert cfg.trainer.max_epochs >= 1
-    steps = cfg.trainer.get("max_steps", -1)
-    if steps > 0:  # the last step is validated, though it ends no epoch
-        assert steps % cfg.trainer.val_check_interval == 0
+    batches = cfg.trainer.get("max_steps", -1) * cfg.trainer.get("accumulate_grad_batches", 1)
+    if batches > 0:  # the last step is validated, though it ends no epoch
+        assert batches % cfg.trainer.val_check_interval == 0
 
 
 @pytest.mark.parametrize(
