@@ -24,16 +24,16 @@ def green():
 
     On a GPU those that `make gpu-test` has passed with the same code are not run again.
     """
-    verdicts: dict[tuple[str, ...], bool] = {}
+    verdicts: dict[str, bool] = {}
     how = ["-p", "tools.gpu_tests"] if torch.cuda.is_available() else ["-n", "logical"]
 
     def require(*tests: str) -> None:
-        if tests not in verdicts:
-            command = [sys.executable, "-m", "pytest", "-qx", *how, *(f"tests/{t}" for t in tests)]
+        if new := [f"tests/{test}" for test in tests if f"tests/{test}" not in verdicts]:
+            command = [sys.executable, "-m", "pytest", "-qx", *how, *new]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-            verdicts[tests] = done.returncode == 0
-        if not verdicts[tests]:
-            pytest.fail(f"{' or '.join(tests)} is red: what is wrong is not timed.", pytrace=False)
+            verdicts.update(dict.fromkeys(new, done.returncode == 0))
+        if red := [test for test in tests if not verdicts[f"tests/{test}"]]:
+            pytest.fail(f"{' or '.join(red)} is red: what is wrong is not timed.", pytrace=False)
 
     return require
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from studies.training_memory import MIB, peak_bytes
 
 WARM_UP = 2
 ROUNDS = 11
@@ -91,21 +92,8 @@ def synchronise() -> None:
 
 def peak_mib(function: Callable[[], object]) -> float:
     """The most memory that tensors made by `function` took at once, in MiB."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-        function()
-    events = run.profiler.kineto_results.events()
-    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if is_memory(e)]
-    return round(max(np.cumsum([0, *changes])) / 2**20, 1)
-
-
-def is_memory(event) -> bool:
-    """Whether a profiler's event is an allocation or a release."""
-    return event.name() == "[memory]"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return round(peak_bytes(function, device) / MIB, 1)
 
 
 def device_name() -> str:
