@@ -94,6 +94,7 @@ def assemble(
         "failures": failures,
         "runs": [
             {"arm": run.arm, "case": run.case, "seed": run.seed, "chosen": run.chosen}
+            | ({"pretrained": run.after.key} if run.after else {})
             | {"key": run.key, "report": outcome.reports.get(run.key)}
             for run in runs
         ],

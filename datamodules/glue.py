@@ -129,7 +129,7 @@ class GLUEDataModule(TextDataModule):
 
     def plan_of(self, source: str) -> CachePlan:
         key: dict[str, Any] = {"format": CACHE_FORMAT, "max_length": self.max_length}
-        key["seed"], name = self.seed, self.name
+        key["vocabulary"], key["seed"], name = self.vocabulary, self.seed, self.name
         if source == "generated":
             key["generator"] = generated_sentences.GENERATOR_VERSION
             key["sizes"], read = self.generated_size, self._generate
@@ -185,7 +185,7 @@ class GLUEDataModule(TextDataModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return super().provenance | {"max_length": self.max_length}
+        return super().provenance | {"max_length": self.max_length, "vocabulary": self.vocabulary}
 
     def _fill(
         self, read: "Callable[[Path], Iterable[Table]]", ready: Path, scratch: Path
@@ -199,7 +199,7 @@ class GLUEDataModule(TextDataModule):
         return {"content": content}
 
     def _encode(self, table: "Table") -> TokenTable:
-        tokeniser = wordpiece(self.max_length)
+        tokeniser = wordpiece(self.max_length, self.vocabulary)
         tokens, first = [], []
         for part in table.to_batches(ENCODED_AT_ONCE):
             columns = [part[name].to_pylist() for name in ("first", "second")]

@@ -8,7 +8,7 @@ from datamodules.download import reach
 from datamodules.errors import DataError, DownloadError
 from datamodules.sourced import SourcedDataModule
 from datamodules.token_batches import Collate
-from datamodules.tokeniser import words
+from datamodules.tokeniser import VOCABULARY, words
 
 MOST_VALIDATED = 2000
 """Samples beyond which a validation set costs time and tells no more."""
@@ -20,6 +20,7 @@ class TextDataModule(SourcedDataModule):
     Args:
         max_length: most tokens of a sequence, special ones included.
         packing: batches without padding, see `Collate`.
+        vocabulary: number of tokens that are known, see `wordpiece`.
         sourced: see SourcedDataModule; `seed` is also of the choice of what validates.
 
     Attributes:
@@ -30,17 +31,23 @@ class TextDataModule(SourcedDataModule):
             says.
     """
 
-    def __init__(self, max_length: int = 128, packing: bool = False, **sourced: Any):
+    def __init__(
+        self,
+        max_length: int = 128,
+        packing: bool = False,
+        vocabulary: int = VOCABULARY,
+        **sourced: Any,
+    ):
         super().__init__(**sourced)
         if max_length < 8:
             raise DataError(f"Expected at least 8 tokens, but data.max_length is {max_length}.")
-        self.max_length, self.packing = max_length, packing
+        self.max_length, self.packing, self.vocabulary = max_length, packing, vocabulary
         self.collate = Collate(packing)
 
     @property
     def words(self) -> tuple[str, ...]:
         """The text of every token."""
-        return words()
+        return words()[: self.vocabulary]
 
 
 def hub_datasets(what: str) -> Any:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from datamodules.cache_folder import CachePlan, file_key, sha256, sync
 from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.text import TextDataModule, hub_datasets, place
 from datamodules.token_batches import IGNORED, Sample
-from datamodules.tokeniser import CLS, FIRST_WORD, MASK, SEP, VOCABULARY, wordpiece
+from datamodules.tokeniser import CLS, FIRST_WORD, MASK, SEP, wordpiece
 
 CACHE_FORMAT = 1
 """Raise it with every change of what cached files hold: older ones are then rebuilt."""
@@ -103,6 +104,7 @@ class TextCorpusDataModule(TextDataModule):
 
     def plan_of(self, source: str) -> CachePlan:
         key: dict[str, Any] = {"format": CACHE_FORMAT, "seed": self.seed}
+        key["vocabulary"] = self.vocabulary
         if source == "generated":
             key["generator"] = generated_sentences.GENERATOR_VERSION
             key["sizes"], read, name = self.generated_size, self._generate, "generated"
@@ -136,6 +138,7 @@ class TextCorpusDataModule(TextDataModule):
             folder / f"{split}.bin",
             self.max_length,
             self.masking if training else self.eval_masking,
+            self.vocabulary,
             seed=self.shuffle_seed if training else self.seed,
             fixed=not training,
         )
@@ -158,13 +161,14 @@ class TextCorpusDataModule(TextDataModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        masking = {"train": self.masking, "eval": self.eval_masking}
-        return super().provenance | {"max_length": self.max_length, "masking": masking}
+        own = {"max_length": self.max_length, "vocabulary": self.vocabulary}
+        own["masking"] = {"train": self.masking, "eval": self.eval_masking}
+        return super().provenance | own
 
     def _fill(
         self, read: Callable[[], Iterator[tuple[str, str]]], ready: Path, scratch: Path
     ) -> dict[str, Any]:
-        tokeniser, documents = wordpiece(), read()
+        tokeniser, documents = wordpiece(vocabulary=self.vocabulary), read()
         _log.info("Tokenising the text of %s.", self.task)
         files = {split: (ready / f"{split}.bin").open("wb") for split in SPLITS}
         try:
@@ -236,6 +240,7 @@ class MaskedBlocks(Dataset):
         path: the tokens, one after the other.
         max_length: T.
         share: of the words that are chosen.
+        vocabulary: number of tokens.
         seed: of the choice.
         fixed: the choice is the same in every epoch.
         rows: which blocks; None for all.
@@ -249,11 +254,13 @@ class MaskedBlocks(Dataset):
         path: Path,
         max_length: int,
         share: float,
+        vocabulary: int,
         seed: int,
         fixed: bool,
         rows: Tensor | None = None,
     ):
         self.path, self.words, self.share = path, max_length - 2, share
+        self.vocabulary = vocabulary
         self.seed, self.fixed, self.epoch = seed, fixed, 0
         blocks = path.stat().st_size // TOKEN.itemsize // self.words
         self.rows = torch.arange(blocks) if rows is None else rows
@@ -268,7 +275,7 @@ class MaskedBlocks(Dataset):
         stretch = np.fromfile(self.path, TOKEN, self.words, offset=first).astype(np.int64)
         tokens = np.concatenate([[CLS], stretch, [SEP]])
         rng = np.random.default_rng([self.seed, 0 if self.fixed else 1 + self.epoch, row])
-        seen, labels = (torch.from_numpy(x) for x in hide_words(tokens, self.share, rng))
+        seen, labels = map(torch.from_numpy, hide_words(tokens, self.share, self.vocabulary, rng))
         return {
             "tokens": seen,
             "token_types": torch.zeros_like(seen),
@@ -278,12 +285,13 @@ class MaskedBlocks(Dataset):
 
     def index_select(self, rows: Tensor) -> "MaskedBlocks":
         """These blocks alone."""
-        chosen, words = self.rows[rows], self.words + 2
-        return MaskedBlocks(self.path, words, self.share, self.seed, self.fixed, chosen)
+        chosen = copy(self)
+        chosen.rows = self.rows[rows]
+        return chosen
 
 
 def hide_words(
-    tokens: np.ndarray, share: float, rng: np.random.Generator
+    tokens: np.ndarray, share: float, vocabulary: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a model sees of tokens, int64 [T], and what it is to fill in, IGNORED where nothing.
 
@@ -299,5 +307,5 @@ def hide_words(
     seen, fate = tokens.copy(), rng.random(len(chosen))
     seen[chosen[fate < HIDDEN]] = MASK
     changed = chosen[(fate >= HIDDEN) & (fate < HIDDEN + RANDOM)]
-    seen[changed] = rng.integers(FIRST_WORD, VOCABULARY, len(changed))
+    seen[changed] = rng.integers(FIRST_WORD, vocabulary, len(changed))
     return seen, labels

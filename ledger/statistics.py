@@ -1,8 +1,9 @@
 """From the runs of a claim to its statistics and its verdict."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from ledger.claim import Case, Claim, Overrides, Run, Statistic
 
 LEVEL = 0.95
 
-Said = Literal["holds", "fails", "open", "shown", "missing"]
+Said = Literal["holds", "fails", "open", "met", "unmet", "shown", "missing"]
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
@@ -47,7 +48,8 @@ class Estimate:
             seed.
         said: whether the whole interval satisfies the claim's bound (`holds`), none of it
             (`fails`), or part of it (`open`); `shown` where there is no bound, `missing` where a
-            number is missing. One seed of a training has no interval, so it is `open`.
+            number is missing. One seed of a training has no interval, so it is `open`. A condition
+            is `met` where it holds, else `unmet`.
     """
 
     name: str
@@ -113,6 +115,10 @@ def estimates(claim: Claim, runs: list[Run], reports: Mapping[str, dict]) -> lis
             ours = by_place[statistic.ours, tuple(case.items())]
             for rival in statistic.rivals or (None,):
                 theirs = by_place[rival, tuple(case.items())] if rival else None
+                if statistic.beside:
+                    beside = cells(claim, runs, reports, statistic.beside)
+                    same = next(c for c in beside if (c.arm, c.case) == (ours.arm, ours.case))
+                    theirs = replace(same, arm=statistic.beside.split(".")[0])
                 exact = claim.arms[statistic.ours].study is not None
                 found.append(estimate(statistic, ours, theirs, claim.maximise, exact))
     return found
@@ -140,6 +146,8 @@ def estimate(
     word = said(statistic, value, low, high)
     if half is None and word != "shown" and not exact:
         word = "open"
+    if statistic.condition:
+        word = "met" if word == "holds" else "unmet"
     return _estimate(statistic, ours, theirs, value, low, high, word)
 
 
@@ -172,21 +180,25 @@ def verdict(
 ) -> tuple[Verdict, str]:
     """The verdict by rule, and why.
 
-    Inconclusive where a run failed, a seed of the protocol is missing, or an interval straddles
-    its bound while none lies beyond it; not reproduced where one lies beyond; else reproduced.
+    Inconclusive where a run failed, a seed of the protocol is missing, a condition is unmet, or an
+    interval straddles its bound while none lies beyond it; not reproduced where one lies beyond;
+    else reproduced.
     """
     missing = [seed for seed in asked if seed not in seeds]
-    bounded = [e for e in found if e.said != "shown"]
-    count = {word: sum(e.said == word for e in bounded) for word in ("holds", "fails", "open")}
+    count = Counter(e.said for e in found)
+    bounded = count["holds"] + count["fails"] + count["open"]
     if failures:
         return "inconclusive", f"{failures} runs failed."
     if missing:
         return "inconclusive", f"{len(missing)} of the protocol's {len(asked)} seeds did not run."
-    if any(e.said == "missing" for e in found):
+    if count["missing"]:
         return "inconclusive", "a report lacks a number that the claim asks for."
+    if count["unmet"]:
+        conditions = count["met"] + count["unmet"]
+        return "inconclusive", f"{count['unmet']} of {conditions} conditions are unmet."
     if not bounded:
         return "inconclusive", "the claim states no bound."
-    parts = [f"{count['holds']} of {len(bounded)} comparisons hold"]
+    parts = [f"{count['holds']} of {bounded} comparisons hold"]
     parts += [f"{count['fails']} fail"] * bool(count["fails"])
     parts += [f"{count['open']} are undecided"] * bool(count["open"])
     why = ", ".join(parts) + "."

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from lit_models.layers.sentences import DepthwiseConv, Sentences
-from lit_models.layers.text_encoder import TOKEN_TYPES, TextEncoder
+from lit_models.layers.text_encoder import TOKEN_TYPES, TextEncoder, weight_scale
 
 
 class Bert(TextEncoder):
@@ -62,6 +62,7 @@ class Bert(TextEncoder):
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
             attn_implementation="sdpa",
+            initializer_range=weight_scale(width),
         )
         self.bert = BertModel(config, add_pooling_layer=False)
         if kernel is not None:

@@ -23,7 +23,7 @@ class MaskedLMHead(nn.Module):
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
-        self.apply(initialise_as_bert)
+        initialise_as_bert(self, width)
 
     def forward(self, x: Float[Tensor, "M W"], words: Float[Tensor, "V W"]) -> Float[Tensor, "M V"]:
         return F.linear(self.norm(F.gelu(self.dense(x))), words, self.bias)

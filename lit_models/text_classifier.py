@@ -25,8 +25,8 @@ class TextClassifierNet(nn.Module):
         width = encoder.width
         self.pooler = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout))
         self.out = nn.Linear(width, outputs)
-        self.pooler.apply(initialise_as_bert)
-        self.out.apply(initialise_as_bert)
+        initialise_as_bert(self.pooler, width)
+        initialise_as_bert(self.out, width)
 
     def forward(self, batch: TextBatch) -> Float[Tensor, "B outputs"]:
         features = encode(self.encoder, batch)

@@ -3,6 +3,7 @@
 Shapes: R rows of T tokens; N tokens of all B sentences without padding; W width.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from lit_models.layers.sentences import Sentences
 
 NORM_EPSILON = 1e-12  # BERT's
-WEIGHT_SCALE = 0.02  # standard deviation with which weight matrices begin, BERT's
 TOKEN_TYPES = 2  # first or second sentence of a pair
 
 
@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
         self.vocabulary, self.width, self.max_length = vocabulary, width, max_length
         self.embedding = TextEmbedding(vocabulary, width, dropout, max_length)
         self.blocks = nn.ModuleList(PostNorm(width, dropout, part) for part in parts)
-        self.apply(initialise_as_bert)
+        initialise_as_bert(self, width)
 
     @property
     def words(self) -> nn.Embedding:
@@ -137,9 +137,19 @@ class FeedForward(nn.Module):
         return self.layers(x)
 
 
-def initialise_as_bert(module: nn.Module) -> None:
-    """Weights of linear layers and embeddings normal with WEIGHT_SCALE, biases zero."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=WEIGHT_SCALE)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+def weight_scale(width: int) -> float:
+    """Standard deviation with which weight matrices begin: BERT's .02 at its width of 768.
+
+    At others it is such that features and attention's logits begin as large as there. With .02 at a
+    width of 128, attention is all but even, and a short training ends before it is anything else.
+    """
+    return 0.02 * math.sqrt(768 / width)
+
+
+def initialise_as_bert(net: nn.Module, width: int) -> None:
+    """Weights of linear layers and embeddings normal with `weight_scale`, biases zero."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=weight_scale(width))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

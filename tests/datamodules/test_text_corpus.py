@@ -86,7 +86,7 @@ def test_what_is_hidden_has_the_published_shares(share):
     rng = np.random.default_rng(0)
     tokens = rng.integers(FIRST_WORD, VOCABULARY, 40_000)
     tokens[::10], tokens[1::10], tokens[2::100] = SEP, CLS, UNK
-    seen, labels = hide_words(tokens, share, rng)
+    seen, labels = hide_words(tokens, share, VOCABULARY, rng)
     chosen = labels != IGNORED
     assert not chosen[tokens < FIRST_WORD].any()
     assert chosen.sum() == round(share * (tokens >= FIRST_WORD).sum())
@@ -101,10 +101,17 @@ def test_what_is_hidden_has_the_published_shares(share):
     assert len(np.unique(others)) > 0.9 * len(others)
 
 
+def test_a_random_word_is_of_the_vocabulary():
+    rng = np.random.default_rng(0)
+    seen, _ = hide_words(rng.integers(FIRST_WORD, 3000, 40_000), 0.5, 3000, rng)
+    assert 2900 < seen.max() < 3000
+
+
 def test_a_block_always_has_a_word_to_fill_in():
-    seen, labels = hide_words(np.array([CLS, 2000, SEP]), 0.15, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    seen, labels = hide_words(np.array([CLS, 2000, SEP]), 0.15, VOCABULARY, rng)
     assert (labels != IGNORED).tolist() == [False, True, False]
-    seen, labels = hide_words(np.array([CLS, SEP]), 0.15, np.random.default_rng(0))
+    seen, labels = hide_words(np.array([CLS, SEP]), 0.15, VOCABULARY, rng)
     assert (labels == IGNORED).all()
     assert seen.tolist() == [CLS, SEP]
 

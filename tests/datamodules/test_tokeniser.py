@@ -33,6 +33,19 @@ def test_the_longer_sentence_of_a_pair_is_cut():
     assert wordpiece(4).encode("a b c d").tokens == ["[CLS]", "a", "b", "[SEP]"]
 
 
+def test_rarer_words_of_a_smaller_vocabulary_fall_into_parts():
+    small = wordpiece(vocabulary=8192)
+    text = "the unaffable captain of a frigate, 1848"
+    tokens = small.encode(text, add_special_tokens=False)
+    assert max(tokens.ids) < 8192 and UNK not in tokens.ids
+    assert len(tokens.ids) > len(wordpiece().encode(text, add_special_tokens=False).ids)
+    whole = "".join(token.removeprefix("##") for token in tokens.tokens)
+    assert whole == text.replace(" ", "")
+    for size in (1000, 40_000):
+        with pytest.raises(DataError, match="a vocabulary of 2100 to 30522"):
+            wordpiece(vocabulary=size)
+
+
 def test_a_package_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tokeniser, "PACKAGE", "no_such_package")
     with pytest.raises(DataError, match=r"not installed: pip install '\.\[language\]'"):

@@ -19,7 +19,7 @@ import reproduce
 from errors import UserError
 from ledger import render
 from ledger.claim import Planner, load_claim
-from ledger.runner import carry_out, folder_of
+from ledger.runner import carry_out
 from tests.ledger.conftest import SMALL, write_claim
 from tests.running import ROOT
 
@@ -259,7 +259,7 @@ def test_a_run_whose_code_changed_meanwhile_does_not_count(small, tmp_path):
 
 def test_what_is_timed_runs_alone_and_never_from_a_checkpoint(small, tmp_path):
     runs = reproduce.Planner(small).test_runs((0,))[:3]
-    half = folder_of(runs[0], tmp_path)
+    half = tmp_path / runs[0].folder
     (half / "checkpoints").mkdir(parents=True)
     (half / "checkpoints/last.ckpt").write_text("would not load")
     outcome = carry_out(runs, tmp_path, title="timed", alone=True, minutes=1)

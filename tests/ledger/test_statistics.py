@@ -1,12 +1,14 @@
 """Statistics against numbers worked out by hand, and the rule of the verdict."""
 
 import math
+from typing import ClassVar
 
 import pytest
 from scipy import stats
 
-from ledger.claim import Run, Statistic
+from ledger.claim import Arm, Run, Statistic
 from ledger.statistics import Cell, Estimate, best_on_validation, cells, estimate, verdict
+from ledger.statistics import estimates as all_estimates
 
 
 def cell(arm: str, *values: float | None) -> Cell:
@@ -59,6 +61,29 @@ def test_one_seed_of_a_training_decides_nothing():
     assert (found.value, found.low, found.said) == (4.0, None, "open")
 
 
+@pytest.mark.parametrize(("values", "said"), [((2.0, 2.1), "met"), ((0.9, 3.0), "unmet")])
+def test_a_condition_is_met_or_not(values, said):
+    statistic = Statistic("sound", "value", "a", at_least=1, condition=True)
+    assert estimate(statistic, cell("a", *values), None, maximise=True).said == said
+
+
+def test_a_run_may_be_held_against_its_own_report():
+    statistic = Statistic("gain", "difference", "a", beside="bigram.loss", at_least=0)
+    runs = [Run("a", {}, seed, {}, None, str(seed)) for seed in (0, 1)]
+    reports = {
+        "0": {"test": {"loss": 3.0}, "bigram": {"loss": 5.0}},
+        "1": {"test": {"loss": 3.5}, "bigram": {"loss": 5.1}},
+    }
+
+    class claim:  # all that `estimates` reads of one
+        maximise, metric, statistics = False, "test.loss", (statistic,)
+        arms: ClassVar = {"a": Arm(experiment="any")}
+        statistics_cases = staticmethod(lambda statistic: [{}])
+
+    (found,) = all_estimates(claim, runs, reports)
+    assert (found.value, found.rival) == (pytest.approx(1.8), "bigram")
+
+
 def test_what_has_no_logarithm_is_missing():
     statistic = Statistic("ratio", "ratio", "a", ("b",))
     assert estimate(statistic, cell("a", 0.0, 1.0), cell("b", 1.0, 1.0), False).said == "missing"
@@ -103,6 +128,8 @@ def estimates(*said: str) -> list[Estimate]:
         (("holds",), 0, (0, 1, 2), "reproduced"),
         (("shown",), 0, (0, 1), "inconclusive"),
         (("holds", "missing"), 0, (0, 1), "inconclusive"),
+        (("holds", "met"), 0, (0, 1), "reproduced"),
+        (("fails", "unmet"), 0, (0, 1), "inconclusive"),
     ],
 )
 def test_the_rule_of_the_verdict(said, failures, seeds, word):
