@@ -37,7 +37,8 @@ def test_rarer_words_of_a_smaller_vocabulary_fall_into_parts():
     small = wordpiece(vocabulary=8192)
     text = "the unaffable captain of a frigate, 1848"
     tokens = small.encode(text, add_special_tokens=False)
-    assert max(tokens.ids) < 8192 and UNK not in tokens.ids
+    assert max(tokens.ids) < 8192
+    assert UNK not in tokens.ids
     assert len(tokens.ids) > len(wordpiece().encode(text, add_special_tokens=False).ids)
     whole = "".join(token.removeprefix("##") for token in tokens.tokens)
     assert whole == text.replace(" ", "")

@@ -26,7 +26,12 @@ cases:
   budget: {short: {trainer.max_epochs: 1}, long: {trainer.max_epochs: 2}}
 tune: {seeds: [7], case: {budget: short}, grid: {model.optimisation.lr: [1e-3, 2e-3]}}
 statistics:
-  - {name: below the bigram, kind: difference, ours: all, beside: bigram.cross_entropy, condition: true, at_least: 0}
+  - name: below the bigram
+    kind: difference
+    ours: all
+    beside: bigram.cross_entropy
+    at_least: 0
+    condition: true
 """
 TASK = """\
 title: It helps to have read
@@ -40,7 +45,9 @@ seeds: [0]
 minutes: 1
 overrides: {data.source: generated, data.cache_dir: CACHE}
 arms:
-  read: {experiment: chimera_glue, pretrained: {claim: reading, arm: chimera, case: {budget: short}}}
+  read:
+    experiment: chimera_glue
+    pretrained: {claim: reading, arm: chimera, case: {budget: short}}
   unread: {experiment: chimera_glue}
 tune: {seeds: [7], grid: {model.optimisation.lr: [1e-3, 3e-3]}}
 statistics:
@@ -63,7 +70,8 @@ def test_a_run_goes_on_from_that_of_equal_seed(task):
         for run in Planner(load_claim("reading", "smoke")).test_runs((0,))
         if run.case == {"budget": "short"}
     )
-    assert read.after.key == reading.key and unread.after is None
+    assert read.after.key == reading.key
+    assert unread.after is None
     assert [run.key for run in read.line] == [reading.key, read.key]
     assert (read.config.model.pretrained, unread.config.model.pretrained) == (reading.folder, None)
 
