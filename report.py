@@ -42,6 +42,7 @@ def write_report(
     """Collect the run's facts and write them to report.json."""
     progress = next(c for c in trainer.callbacks if isinstance(c, RunProgress))
     best = trainer.checkpoint_callback
+    tested = {name.removeprefix("test/"): value for name, value in test_metrics.items()}
     task, whole = model.task, (datamodule.train_dataset, datamodule.test_dataset)
     batches = (datamodule.whole(dataset) for dataset in whole)
     report = {
@@ -52,9 +53,10 @@ def write_report(
         "selected": {
             "metric": best.monitor,
             "value": float(best.best_model_score),
+            "test": tested[model.task.selection],
             "checkpoint": "checkpoints/best.ckpt",
         },
-        "test": {name.removeprefix("test/"): value for name, value in test_metrics.items()},
+        "test": tested,
         "trivial": task.trivial,
         task.trivial: task.score_trivial(*batches),
         "maximise": task.maximise,

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from errors import UserError, one_sentence_errors
 from report import compare_with_baseline, print_summary, write_report
@@ -82,7 +83,8 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
     best = torch.load(
         trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=True
     )
-    model.load_state_dict(best["state_dict"])
+    # Of a model whose weights are shared among processes too.
+    set_model_state_dict(model, best["state_dict"], options=StateDictOptions(full_state_dict=True))
     test_metrics = trainer.test(model, datamodule, verbose=False)[0]
     report = {}
     if trainer.is_global_zero:

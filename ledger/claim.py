@@ -90,7 +90,8 @@ class Arm:
         experiment: name of a config in configs/experiment.
         study: `_target_` and arguments of a function of `seed` that returns a report.
         pretrained: the run that it goes on from.
-        overrides: what differs from the experiment's own config.
+        overrides: what differs from the experiment's own config: values by their dotted places, and
+            choices among the files of a folder, such as `glue: stsb`.
         tuned: what tuning found best; for demo scale, as paper scale has the published settings.
         when: further overrides in the cases that bear a label.
     """
@@ -353,7 +354,7 @@ class Planner:
     def __init__(self, claim: Claim, trainer: str | None = None):
         self.claim = claim
         self.trainer = trainer or ("gpu" if claim.scale == "paper" else "cpu")
-        self._composed: dict[str, DictConfig] = {}
+        self._composed: dict[tuple, DictConfig] = {}
         self._others: dict[str, Planner] = {}
         self._sources: dict[str, str] = {}
 
@@ -435,13 +436,16 @@ class Planner:
         return OmegaConf.create({"study": what.study | overrides | {"seed": seed}})
 
     def _training(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
-        experiment = what.experiment
-        if experiment not in self._composed:
+        # What names a folder of configs, such as `glue: stsb`, is a choice among its files.
+        groups = {k: v for k, v in overrides.items() if (CONFIGS / k.split("@")[0]).is_dir()}
+        experiment, choices = what.experiment, tuple(f"{k}={v}" for k, v in groups.items())
+        if (experiment, choices) not in self._composed:
             with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-                self._composed[experiment] = compose(
+                self._composed[experiment, choices] = compose(
                     "train",
                     [
                         f"experiment={experiment}",
+                        *choices,
                         f"scale={self.claim.scale}",
                         f"trainer={self.trainer}",
                         f"experiment_name={experiment}",
@@ -450,9 +454,11 @@ class Planner:
                         "+callbacks.progress.refresh_rate=0",
                     ],
                 )
-        cfg = copy.deepcopy(self._composed[experiment])
+        cfg = copy.deepcopy(self._composed[experiment, choices])
         cfg.seed = seed
         for key, value in overrides.items():
+            if key in groups:
+                continue
             # A leading + adds what the experiment does not have, as on Hydra's command line. What
             # has parts, such as another memory, takes the place of all that was there.
             where, new = key.removeprefix("+"), key.startswith("+")

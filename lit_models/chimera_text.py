@@ -108,7 +108,7 @@ class ChimeraTextMixer(nn.Module):
 
 
 class ChimeraText(TextEncoder):
-    """Mixing layers alone, post-normalised, without positional embedding.
+    """Mixing layers alone, post-normalised; no positional embedding is needed.
 
     Args:
         vocabulary: number of tokens.
@@ -116,6 +116,8 @@ class ChimeraText(TextEncoder):
         layers: number of mixing layers.
         dropout: probability, on the embedding and behind every mixing layer.
         state, head_dim, expand, kernel, delta_range: of every layer, see `ChimeraTextMixer`.
+        max_length: most tokens of a sentence, each position with an embedding of its own; None for
+            none, and any length.
 
     Raises:
         ValueError: as `ChimeraTextMixer`.
@@ -134,6 +136,7 @@ class ChimeraText(TextEncoder):
         expand: int = 2,
         kernel: int = 7,
         delta_range: Sequence[float] = (1e-3, 1e-1),
+        max_length: int | None = None,
         dropout: float = 0.1,
     ):
         sizes = {"head_dim": head_dim, "expand": expand, "kernel": kernel}
@@ -142,4 +145,5 @@ class ChimeraText(TextEncoder):
             vocabulary=vocabulary,
             width=width,
             dropout=dropout,
+            max_length=max_length,
         )

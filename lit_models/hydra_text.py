@@ -43,7 +43,7 @@ class QuasiseparableMixer(ChimeraTextMixer):
 
 
 class HydraText(ChimeraText):
-    """Quasi-separable mixing layers alone, post-normalised, without positional embedding.
+    """Quasi-separable mixing layers alone, post-normalised; no positional embedding is needed.
 
     Args: as `ChimeraText`.
     """

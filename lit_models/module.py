@@ -10,6 +10,8 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from lit_models.tasks import Task
@@ -110,6 +112,18 @@ class LitModule(L.LightningModule):
         if self.compile_net:
             self.net.compile(dynamic=True)
 
+    def configure_model(self) -> None:
+        # Only a strategy that shares weights among processes (trainer=fsdp) sets a mesh. Called
+        # again before testing.
+        if self._device_mesh is None or isinstance(self.net, FSDPModule):
+            return
+        mesh = self._device_mesh["data_parallel"]
+        for module in reversed([*self.net.modules()]):
+            if isinstance(module, nn.ModuleList):
+                for block in module:
+                    fully_shard(block, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout of a step depends on seed, step and rank alone, so that a resumed run draws what
         # the uninterrupted one would have drawn.
@@ -131,6 +145,8 @@ class LitModule(L.LightningModule):
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters() if p.grad is not None]
         )
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         values = {"loss": self._loss, "gradient norm": norm}
         if self.trainer.precision == "16-mixed":
             # A loss scaler meets overflowing gradients by design and skips such steps itself.

@@ -6,7 +6,8 @@ import pytest
 
 from errors import UserError
 from runs import _prepare, evaluate, load_run, predict
-from tests.running import report_of, train_here
+from tests import loopback
+from tests.running import report_of, train_here, train_outside
 
 
 def test_predictions_reproduce_the_report(tmp_path):
@@ -23,6 +24,18 @@ def test_predictions_reproduce_the_report(tmp_path):
     ]
     assert sum(right) / len(right) == pytest.approx(report_of(run)["test"]["accuracy"])
     assert evaluate(run) == pytest.approx(report_of(run)["test"], rel=1e-5)
+
+
+@pytest.mark.slow
+@loopback.needed
+def test_two_processes_share_the_weights_of_one_model(tmp_path):
+    on_cpus = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true")
+    process = train_outside(tmp_path, "chimera_mlm", *on_cpus)
+    assert process.returncode == 0, process.stderr
+    (shared,) = (tmp_path / "runs").iterdir()
+    assert evaluate(shared) == pytest.approx(report_of(shared)["test"], rel=1e-5)
+    alone = train_here(tmp_path / "alone", "chimera_mlm", "data.batch_size=32")
+    assert report_of(shared)["test"] == pytest.approx(report_of(alone)["test"], rel=1e-3)
 
 
 def test_fine_tuning_begins_with_a_language_model(tmp_path):

@@ -1,11 +1,16 @@
 """When a callback that draws is to draw."""
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 
 def is_due(trainer: L.Trainer, every: int) -> bool:
-    """Whether this validation, after a training step, is the first, the last or an `every`-th."""
-    if trainer.fit_loop.epoch_loop.global_step == 0:
+    """Whether this validation, after a training step, is the first, the last or an `every`-th.
+
+    None is where processes share weights (trainer=fsdp), as none of them could draw by itself.
+    """
+    shared = isinstance(trainer.strategy, ModelParallelStrategy)
+    if shared or trainer.fit_loop.epoch_loop.global_step == 0:
         return False
     between = trainer.check_val_every_n_epoch or 1
     epochs = trainer.current_epoch + 1

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lit_models.bag_of_words import BagOfWords
 from lit_models.bert import Bert
 from lit_models.chimera_text import ChimeraText
 from lit_models.fnet import FNet
@@ -23,6 +24,8 @@ ENCODERS = {
     "bert": lambda **o: Bert(**_small(_attention() | o)),
     "bert, convolved": lambda **o: _moved(Bert(**_small(_attention() | {"kernel": 7} | o))),
     "bert, no positions": lambda **o: Bert(**_small(_attention() | {"max_length": None} | o)),
+    "chimera, positions": lambda **o: ChimeraText(**_small(CHAIN | {"max_length": LONGEST} | o)),
+    "bag of words": lambda **o: BagOfWords(**_small({"layers": 2, "hidden": 32} | o)),
     "fnet": lambda **o: FNet(**_small({"layers": 2, "hidden": 32, "max_length": LONGEST} | o)),
     "mlp_mixer": lambda **o: MLPMixerText(
         **_small({"layers": 2, "hidden": 32, "token_hidden": 12, "max_length": LONGEST} | o)
