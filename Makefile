@@ -12,7 +12,7 @@ export DATA_DIR
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train data reproduce tune results resume eval predict test test-slow test-faults benchmark \
-	fit-costs compile-kernels gallery lint tensorboard doctor list clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
+	fit-costs compile-kernels gallery lint tensorboard doctor list hours clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -95,6 +95,10 @@ doctor: setup ## what works on this machine
 
 list: setup ## every experiment: paper, what it shows, time, hardware; every claim
 	$(RUN_PYTHON) -m tools.list_experiments
+
+hours: setup ## how long an experiment takes at paper scale, from a step measured here: EXP=…
+	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make hours EXP=chimera_mlm ARGS=data.source=generated.'; exit 1; }
+	$(RUN_PYTHON) -m tools.hours experiment=$(EXP) $(ARGS)
 
 # For a GPU machine without network. gpu/ is what travels: there it is unpacked into .gpu/ and data/,
 # and what is to come back, and to be in gpu/ when a bare machine is to go on, is left in OUT.
