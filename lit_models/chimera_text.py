@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.resolvent.chain import ChainPlan, bidirectional_chain
+from kernels.resolvent.chain import ChainPlan
+from kernels.resolvent.decaying_chain import decaying_chain
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.sentences import DepthwiseConv, Sentences
 from lit_models.layers.text_encoder import TextEncoder
@@ -23,13 +24,19 @@ NORM_EPSILON = 1e-5
 class TwoChains(NamedTuple):
     """What two chains mix, each a pair (left to right, right to left).
 
-    `weight` [N, H] is that of the edge which enters a token, B and C are [N, S], V [N, H, P].
+    Both mix values v [N, H, P]: `log_weight` [N, H] is of the edge which enters a token, `delta`
+    [N, H] scales its values, B and C are [N, S].
     """
 
-    weight: tuple[Tensor, Tensor]
+    log_weight: tuple[Tensor, Tensor]
+    delta: tuple[Tensor, Tensor]
     B: tuple[Tensor, Tensor]
     C: tuple[Tensor, Tensor]
-    V: tuple[Tensor, Tensor]
+
+    def apart(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """All of one chain, then all of the other."""
+        there, back = zip(*self, strict=True)
+        return there, back
 
 
 class ChimeraTextMixer(nn.Module):
@@ -86,8 +93,11 @@ class ChimeraTextMixer(nn.Module):
         self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
     ) -> Float[Tensor, "N H P"]:
         """The sum of both chains, and D v."""
-        y = bidirectional_chain(*chains.weight, chains.B, chains.C, chains.V, plan=plan)
-        return y + v * self.D.unsqueeze(-1)
+        there, back = (
+            decaying_chain(*chain, v, plan=ChainPlan(plan.sizes, reverse))
+            for chain, reverse in zip(chains.apart(), (False, True), strict=True)
+        )
+        return there + back + v * self.D.unsqueeze(-1)
 
     def operands(self, x: Float[Tensor, "N W"], sentences: Sentences) -> TwoChains:
         """What the resolvent would get, for looking at."""
@@ -95,16 +105,16 @@ class ChimeraTextMixer(nn.Module):
 
     def _projected(self, x: Tensor, sentences: Sentences) -> tuple[Tensor, Tensor, TwoChains]:
         """Gate z, values v, and what the chains mix."""
-        z, given, raw = self.in_proj(x).split(self.sizes, dim=-1)
+        # Product by product: the gradient of a part need not be copied into that of a whole.
+        z, given, raw = (F.linear(x, part) for part in self.in_proj.weight.split(self.sizes))
         given = F.silu(self.conv(given, sentences))
         v, B, B_back, C, C_back = given.split(self.mixed_sizes, dim=-1)
         v = v.unflatten(-1, (self.heads, -1))
-        # float32: under autocast the exponentials would lose the slow modes first.
-        deltas = [F.softplus(half.float() + self.delta_bias) for half in raw.chunk(2, dim=-1)]
+        # float32: the slow modes would be lost first.
+        deltas = tuple(F.softplus(half.float() + self.delta_bias) for half in raw.chunk(2, dim=-1))
         rate = -self.log_decay.exp()
-        weight = tuple(torch.exp(rate * delta) for delta in deltas)
-        V = tuple(v * delta.unsqueeze(-1) for delta in deltas)
-        return z, v, TwoChains(weight, (B, B_back), (C, C_back), V)
+        log_weight = tuple(rate * delta for delta in deltas)
+        return z, v, TwoChains(log_weight, deltas, (B, B_back), (C, C_back))
 
 
 class ChimeraText(TextEncoder):

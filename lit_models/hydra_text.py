@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.resolvent.chain import ChainPlan, chain_resolvent
+from kernels.resolvent.chain import ChainPlan
+from kernels.resolvent.decaying_chain import decaying_chain
 from lit_models.chimera_text import ChimeraText, ChimeraTextMixer, TwoChains
 from lit_models.layers.sentences import Sentences
 
@@ -32,8 +33,8 @@ class QuasiseparableMixer(ChimeraTextMixer):
         self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
     ) -> Float[Tensor, "N H P"]:
         there, back = (
-            chain_resolvent(*operands, plan=ChainPlan(plan.sizes, reverse))
-            for operands, reverse in zip(zip(*chains, strict=True), (False, True), strict=True)
+            decaying_chain(*chain, v, plan=ChainPlan(plan.sizes, reverse))
+            for chain, reverse in zip(chains.apart(), (False, True), strict=True)
         )
         firsts = Sentences(plan.sizes).firsts
         lasts = [first - 1 for first in (*firsts[1:], len(v))]

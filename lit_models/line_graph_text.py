@@ -25,9 +25,11 @@ class LineGraphMixer(ChimeraTextMixer):
         left = node[~torch.isin(node, ptr[1:] - 1)]
         to_the_right = torch.stack([left, left + 1])
         y = v * self.D.unsqueeze(-1)
-        for edges, *tensors in zip((to_the_right, to_the_right.flip(0)), *chains, strict=True):
-            weight, B, C, V = tensors
-            y = y + resolvent(edges, weight[edges[1]], B, C, V, ptr=ptr)
+        both = (to_the_right, to_the_right.flip(0))
+        for edges, chain in zip(both, chains.apart(), strict=True):
+            log_weight, delta, B, C = chain
+            V = v * delta.unsqueeze(-1)
+            y = y + resolvent(edges, log_weight[edges[1]].exp(), B, C, V, ptr=ptr)
         return y
 
 

@@ -82,7 +82,7 @@ def chain_resolvent(
         from kernels.resolvent.triton_backend.chain import chain_product
 
         return chain_product(weight, B, C, V, plan.sizes, plan.reverse)
-    layout = _lay_out(plan.sizes, plan.reverse, chunk, V.device)
+    layout = lay_out(plan.sizes, plan.reverse, chunk, V.device)
     return in_float32(lambda *t: _Chain.apply(*t, layout), weight, B, C, V)
 
 
@@ -249,7 +249,7 @@ def tiles(count: int, numbers_each: int, device: torch.device) -> list[slice]:
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where nodes stand once chains are cut into chunks, chains of equally many chunks together.
 
     Attributes:
@@ -266,7 +266,7 @@ class _Layout(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _lay_out(sizes: tuple[int, ...], reverse: bool, chunk: int, device: torch.device) -> _Layout:
+def lay_out(sizes: tuple[int, ...], reverse: bool, chunk: int, device: torch.device) -> Layout:
     longest = max(sizes)
     Q = math.ceil(longest / math.ceil(longest / chunk))
     size = torch.tensor(sizes)
@@ -284,17 +284,17 @@ def _lay_out(sizes: tuple[int, ...], reverse: bool, chunk: int, device: torch.de
         runs.append((begin, chains, n))
         begin += chains * n
     as_it_is = begin * Q == len(slot) and bool((slot.diff() == 1).all())
-    return _Layout(Q, begin, None if as_it_is else slot.to(device), runs)
+    return Layout(Q, begin, None if as_it_is else slot.to(device), runs)
 
 
-def _chunked(x: Tensor, layout: _Layout) -> Tensor:
+def chunked(x: Tensor, layout: Layout) -> Tensor:
     """[N, …] → [c, Q, …], zeros where a chunk is not full."""
     if layout.slot is not None:
         x = x.new_zeros(layout.chunks * layout.Q, *x.shape[1:]).index_copy_(0, layout.slot, x)
     return x.unflatten(0, (layout.chunks, layout.Q))
 
 
-def _unchunked(x: Tensor, layout: _Layout) -> Tensor:
+def unchunked(x: Tensor, layout: Layout) -> Tensor:
     """[c, Q, …] → [N, …]."""
     x = x.flatten(0, 1)
     return x if layout.slot is None else x.index_select(0, layout.slot)
@@ -309,15 +309,15 @@ class _Chain(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight: Tensor, B: Tensor, C: Tensor, V: Tensor, layout: _Layout) -> Tensor:
-        w_cQH, B, C, V = (_chunked(x, layout) for x in (weight, B, C, V))
+    def forward(ctx, weight: Tensor, B: Tensor, C: Tensor, V: Tensor, layout: Layout) -> Tensor:
+        w_cQH, B, C, V = (chunked(x, layout) for x in (weight, B, C, V))
         w_cQH = w_cQH.clone()
         _no_entry(w_cQH[:, 0], layout)
         prefix, suffix = _decays(w_cQH)
-        E_cSHP = _pass_states(B, suffix, V, prefix, layout)
+        E_cSHP = carry_on(B, suffix, V, prefix[:, -1], layout)
         w_cHQ = w_cQH.mT.contiguous()
         Y = torch.empty_like(V)
-        for t in _chunk_tiles(B, V):
+        for t in chunk_tiles(B, V):
             M_tHQQ = chain_matrix(w_cHQ[t]).mul_((C[t] @ B[t].mT).unsqueeze(1))
             own = torch.bmm(M_tHQQ.flatten(0, 1), _by_head(V[t]))
             own = own.view(-1, *V[t].transpose(1, 2).shape[1:]).transpose(1, 2)
@@ -325,22 +325,22 @@ class _Chain(torch.autograd.Function):
             torch.addcmul(own, entering, prefix[t].unsqueeze(-1), out=Y[t])
         ctx.save_for_backward(w_cQH, B, C, V, E_cSHP)
         ctx.layout = layout
-        return _unchunked(Y, layout)
+        return unchunked(Y, layout)
 
     @staticmethod
     def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         w_cQH, B, C, V, E_cSHP = ctx.saved_tensors
-        dY = _chunked(dY, ctx.layout)
+        dY = chunked(dY, ctx.layout)
         prefix, suffix = _decays(w_cQH)
-        F_cSHP = _pass_state_gradients(C, prefix, dY, ctx.layout)
+        F_cSHP = carry_back(C, prefix, dY, prefix[:, -1], ctx.layout)
         w_cHQ = w_cQH.mT.contiguous()
         dw, dB, dC, dV = (torch.empty_like(x) for x in (w_cQH, B, C, V))
-        for t in _chunk_tiles(B, V):
+        for t in chunk_tiles(B, V):
             tile = (w_cHQ[t], B[t], C[t], V[t], dY[t], E_cSHP[t], F_cSHP[t])
             dw[t], dB[t], dC[t] = _tile_gradients(*tile, prefix[t], suffix[t], out=dV[t])
         _no_entry(dw[:, 0], ctx.layout)
-        return *(_unchunked(x, ctx.layout) for x in (dw, dB, dC, dV)), None
+        return *(unchunked(x, ctx.layout) for x in (dw, dB, dC, dV)), None
 
 
 def _decays(w_cQH: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,7 +350,7 @@ def _decays(w_cQH: Tensor) -> tuple[Tensor, Tensor]:
     return w_cQH.cumprod(1), suffix
 
 
-def _chunk_tiles(B: Tensor, V: Tensor) -> list[slice]:
+def chunk_tiles(B: Tensor, V: Tensor) -> list[slice]:
     c, Q, H, P = V.shape
     return tiles(c, H * max(Q, B.shape[-1]) * max(Q, P), V.device)
 
@@ -360,63 +360,66 @@ def _by_head(x_tQHP: Tensor) -> Tensor:
     return x_tQHP.transpose(1, 2).contiguous().flatten(0, 1)
 
 
-def _pass_states(B: Tensor, suffix: Tensor, V: Tensor, prefix: Tensor, layout: _Layout) -> Tensor:
-    """E [c, S, H, P]: the state that enters each chunk."""
+def carry_on(B: Tensor, scale: Tensor, V: Tensor, decay: Tensor, layout: Layout) -> Tensor:
+    """The state [c, S, H, P] that enters each chunk, of those before it.
+
+    A chunk adds Bᵀ (scale · V) to it, scale being [c, Q or 1, H], and decays by decay [c, H].
+    """
     c, _, H, P = V.shape
     # A chunk's own contribution is written where the next chunk's entering state is wanted.
     E = V.new_empty(c + 1, B.shape[-1], H, P)
-    for t in _chunk_tiles(B, V):
-        decayed = (V[t] * suffix[t].unsqueeze(-1)).flatten(2)
-        torch.bmm(B[t].mT, decayed, out=E[t.start + 1 : t.stop + 1].flatten(2))
+    for t in chunk_tiles(B, V):
+        scaled = (V[t] * scale[t].unsqueeze(-1)).flatten(2)
+        torch.bmm(B[t].mT, scaled, out=E[t.start + 1 : t.stop + 1].flatten(2))
     E = E[:-1]
     _no_entry(E, layout)
-    for decay, state in _by_chain(prefix, E, layout):
+    for kept, state in _by_chain(decay, E, layout):
         n = state.shape[1]
         block = math.isqrt(n - 1) + 1
         for i in range(1, block):
             here, before = state[:, i::block], slice(i - 1, n - 1, block)
-            here.addcmul_(decay[:, before], state[:, before])
+            here.addcmul_(kept[:, before], state[:, before])
         for i in range(block, n, block):
-            through = decay[:, i - 1 : min(i + block, n) - 1].cumprod(1)
+            through = kept[:, i - 1 : min(i + block, n) - 1].cumprod(1)
             state[:, i : i + block].addcmul_(through, state[:, i - 1 : i])
     return E
 
 
-def _pass_state_gradients(C: Tensor, prefix: Tensor, dY: Tensor, layout: _Layout) -> Tensor:
-    """F [c, S, H, P]: the gradient of the state that leaves each chunk."""
+def carry_back(C: Tensor, scale: Tensor, dY: Tensor, decay: Tensor, layout: Layout) -> Tensor:
+    """As `carry_on`, of the chunks behind: gradients of states, and states of the way back."""
     c, _, H, P = dY.shape
     F = dY.new_empty(c + 1, C.shape[-1], H, P)
-    for t in _chunk_tiles(C, dY):
-        decayed = (dY[t] * prefix[t].unsqueeze(-1)).flatten(2)
-        torch.bmm(C[t].mT, decayed, out=F[t].flatten(2))
+    for t in chunk_tiles(C, dY):
+        scaled = (dY[t] * scale[t].unsqueeze(-1)).flatten(2)
+        torch.bmm(C[t].mT, scaled, out=F[t].flatten(2))
     F[-1] = 0
-    for decay, state in _by_chain(prefix, F[:-1], layout):
+    for kept, state in _by_chain(decay, F[:-1], layout):
         n = state.shape[1]
         block = math.isqrt(n - 1) + 1
         for i in range(block - 1, 0, -1):
             after, here = state[:, i::block], slice(i - 1, n - 1, block)
-            state[:, here].addcmul_(decay[:, here], after)
+            state[:, here].addcmul_(kept[:, here], after)
         for i in range((n - 1) // block * block, 0, -block):
-            through = decay[:, i - block : i].flip(1).cumprod(1).flip(1)
+            through = kept[:, i - block : i].flip(1).cumprod(1).flip(1)
             state[:, i - block : i].addcmul_(through, state[:, i : i + 1])
     # What a chain's first chunk would hand on to a chunk before it goes nowhere.
     _no_entry(F[:-1], layout)
     return F[1:]
 
 
-def _by_chain(prefix: Tensor, x: Tensor, layout: _Layout) -> Iterator[tuple[Tensor, Tensor]]:
+def _by_chain(decay: Tensor, x: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Tensor]]:
     """Views (decay [k, n, 1, H, 1] through each chunk, x [k, n, S, H, P]) of k chains of n chunks.
 
     Passing a state on is a recurrence over n. In two levels it takes 2√n steps instead of n, each
     on more numbers: first within blocks of √n chunks, all blocks at once, then block after block.
     """
-    decay = prefix[:, -1, None, :, None]
+    decay = decay[:, None, :, None]
     for begin, chains, n in layout.runs:
         run = slice(begin, begin + chains * n)
         yield tuple(y[run].unflatten(0, (chains, n)) for y in (decay, x))
 
 
-def _no_entry(x: Tensor, layout: _Layout) -> None:
+def _no_entry(x: Tensor, layout: Layout) -> None:
     """Zero what would enter the first chunk of every chain."""
     for begin, chains, n in layout.runs:
         x[begin : begin + chains * n : n] = 0

@@ -13,7 +13,8 @@ def test_mixing_is_by_a_quasiseparable_matrix():
     mixer = QuasiseparableMixer(width, 4, head_dim=4, delta_range=(0.05, 0.5))
     sentences = Sentences((n,))
     x = torch.randn(n, width)
-    z, v, (weights, Bs, Cs, Vs) = mixer._projected(x, sentences)
+    z, v, (logs, deltas, Bs, Cs) = mixer._projected(x, sentences)
+    weights, Vs = [log.exp() for log in logs], [v * delta.unsqueeze(-1) for delta in deltas]
     diagonal = mixer.D + F.linear(v.flatten(1), mixer.diagonal.weight)
     y = diagonal.unsqueeze(-1) * v
     for i in range(n):

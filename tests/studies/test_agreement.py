@@ -11,8 +11,8 @@ SIZES = {"vocabulary": 20, "width": 12, "layers": 2, "state": 8, "head_dim": 4, 
 
 class OneWayMixer(ChimeraTextMixer):
     def mix(self, v, chains, plan):
-        there, back = chains.V
-        return super().mix(v, chains._replace(V=(there, 0 * back)), plan)
+        there, back = chains.delta
+        return super().mix(v, chains._replace(delta=(there, 0 * back)), plan)
 
 
 class OneWay(ChimeraText):
