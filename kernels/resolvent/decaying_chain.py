@@ -111,7 +111,8 @@ class _DecayingChain(torch.autograd.Function):
     With X = scale · V / r, a state enters a chunk with entry · r, entry being the decay to the
     middle, and the chunk adds exit · Bᵀ X to it, exit being the decay from the middle to the last
     node. States are kept times entry, and their gradients times exit, so that no number of a head
-    stands in a product.
+    stands in a product. What a node gives itself crosses no edge: it is apart from what it takes of
+    others, or its rounding would drown the gradient of strong decays.
     """
 
     @staticmethod
@@ -131,20 +132,22 @@ class _DecayingChain(torch.autograd.Function):
         carry = carry_back if reverse else carry_on
         passed_on = factor * exit.unsqueeze(1) * entry_next.unsqueeze(1)
         E_cSHP = carry(B, passed_on, V, exit * entry_next, layout)
-        Y = torch.empty_like(V)
+        own = _own(B, C) * scale
+        others, Y = torch.empty_like(V), torch.empty_like(V)
         for t in chunk_tiles(B, V):
             X = (V[t] * factor[t].unsqueeze(-1)).flatten(2)
             mixed = _reaching(C[t] @ B[t].mT, reverse) @ X
             mixed.baddbmm_(C[t], E_cSHP[t].flatten(2))
-            torch.mul(mixed.view(V[t].shape), r_cQH[t].unsqueeze(-1), out=Y[t])
-        ctx.save_for_backward(log_w_cQH, scale, B, C, V, Y, E_cSHP)
+            torch.mul(mixed.view(V[t].shape), r_cQH[t].unsqueeze(-1), out=others[t])
+            torch.addcmul(others[t], V[t], own[t].unsqueeze(-1), out=Y[t])
+        ctx.save_for_backward(log_w_cQH, scale, B, C, V, others, E_cSHP)
         ctx.layout, ctx.reverse = layout, reverse
         return unchunked(Y, layout)
 
     @staticmethod
     def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
-        log_w_cQH, scale, B, C, V, Y, E_cSHP = ctx.saved_tensors
+        log_w_cQH, scale, B, C, V, others, E_cSHP = ctx.saved_tensors
         layout, reverse = ctx.layout, ctx.reverse
         dY = chunked(dY, layout)
         r_cQH, entry, _, _, exit_before = _decays(log_w_cQH, layout, reverse)
@@ -152,8 +155,9 @@ class _DecayingChain(torch.autograd.Function):
         carry = carry_on if reverse else carry_back
         received = r_cQH * entry.unsqueeze(1) * exit_before.unsqueeze(1)
         F_cSHP = carry(C, received, dY, entry * exit_before, layout)
-        taken, given, dB, dC = (torch.empty_like(x) for x in (scale, scale, B, C))
-        dV = torch.empty_like(V)
+        own = _own(B, C)
+        taken, given, d_own = (torch.empty_like(scale) for _ in range(3))
+        dB, dC, dV = (torch.empty_like(x) for x in (B, C, V))
         for t in chunk_tiles(B, V):
             X = (V[t] * factor[t].unsqueeze(-1)).flatten(2)
             G = (dY[t] * r_cQH[t].unsqueeze(-1)).flatten(2)
@@ -161,15 +165,25 @@ class _DecayingChain(torch.autograd.Function):
             K_tQQ = _reaching(C[t] @ B[t].mT, reverse)
             dX = (K_tQQ.mT @ G).baddbmm_(B[t], leaving).view(V[t].shape)
             torch.mul(dX, factor[t].unsqueeze(-1), out=dV[t])
-            taken[t] = (dY[t] * Y[t]).sum(-1)
+            dV[t].addcmul_(dY[t], (own[t] * scale[t]).unsqueeze(-1))
+            taken[t] = (dY[t] * others[t]).sum(-1)
             given[t] = dX.mul_(V[t]).sum(-1)
+            d_own[t] = (dY[t] * V[t]).sum(-1)
             dK_tQQ = _reaching(G @ X.mT, reverse)
             dC[t] = torch.baddbmm(G @ entering.mT, dK_tQQ, B[t])
             dB[t] = torch.baddbmm(X @ leaving.mT, dK_tQQ.mT, C[t])
         crossing = _crossing(E_cSHP, F_cSHP, entry, exit_before, layout, reverse)
         d_log = _before_each_edge(crossing, taken - given * factor, reverse)
-        d_scale = given / r_cQH
+        d_scale = given / r_cQH + own * d_own
+        d_own = (d_own * scale).sum(-1, keepdim=True)
+        dC.addcmul_(d_own, B)
+        dB.addcmul_(d_own, C)
         return *(unchunked(x, layout) for x in (d_log, d_scale, dB, dC, dV)), None, None
+
+
+def _own(B: Tensor, C: Tensor) -> Tensor:
+    """What of its scaled value a node gives itself [c, Q, 1]."""
+    return (C * B).sum(-1, keepdim=True)
 
 
 def _decays(log_w_cQH: Tensor, layout: Layout, reverse: bool) -> tuple[Tensor, ...]:
@@ -193,8 +207,8 @@ def _decays(log_w_cQH: Tensor, layout: Layout, reverse: bool) -> tuple[Tensor, .
 
 
 def _reaching(K_tQQ: Tensor, reverse: bool) -> Tensor:
-    """Of all pairs those where node j reaches node i: before it, or behind in a reversed chain."""
-    return K_tQQ.triu_() if reverse else K_tQQ.tril_()
+    """Of all pairs those where j reaches another node i: before it, or behind if reversed."""
+    return K_tQQ.triu_(1) if reverse else K_tQQ.tril_(-1)
 
 
 def _crossing(
@@ -223,8 +237,16 @@ def _crossing(
 
 
 def _before_each_edge(crossing: Tensor, taken_cQH: Tensor, reverse: bool) -> Tensor:
-    """What crosses each edge: what enters the chunk, less what nodes before the edge took of it."""
+    """What crosses each edge: what enters the chunk, less what nodes before the edge took of it.
+
+    What crosses the edge to the next chunk is known too, so the sums' rounding is: it is spread
+    evenly over the chunk.
+    """
     if reverse:
         taken_cQH = taken_cQH.flip(1)
-    crosses = crossing.unsqueeze(1) - (taken_cQH.cumsum(1) - taken_cQH)
+    so_far = taken_cQH.cumsum(1)
+    Q, next_crossing = taken_cQH.shape[1], crossing.roll(1 if reverse else -1, 0)
+    missed = (crossing - so_far[:, -1] - next_crossing) / Q
+    nodes = torch.arange(Q, device=missed.device).unsqueeze(-1)
+    crosses = crossing.unsqueeze(1) - (so_far - taken_cQH) - missed.unsqueeze(1) * nodes
     return crosses.flip(1) if reverse else crosses
