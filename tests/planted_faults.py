@@ -160,6 +160,26 @@ FAULTS = [
         "T = torch.bmm(L.mT, dL)", "T = torch.bmm(L, dL)",
     ),
     in_resolvent(
+        "states passed on the wrong way", "decaying_chain.py",
+        "carry = carry_back if reverse else carry_on", "carry = carry_on",
+    ),
+    in_resolvent(
+        "a state enters undecayed", "decaying_chain.py",
+        "exit.unsqueeze(1) * entry_next.unsqueeze(1)", "exit.unsqueeze(1)",
+    ),
+    in_resolvent(
+        "what crosses an edge counts its node", "decaying_chain.py",
+        "(so_far - taken_cQH)", "so_far",
+    ),
+    in_resolvent(
+        "a scale's own share forgotten", "decaying_chain.py",
+        "d_scale = given / r_cQH + own * d_own", "d_scale = given / r_cQH",
+    ),
+    in_resolvent(
+        "strong decays taken for mild ones", "decaying_chain.py",
+        ">= math.log(SMALLEST_DECAY)", ">= -1e9",
+    ),
+    in_resolvent(
         "a band hands nothing on", "grid.py", "dL[:, -K:] += d_last[..., seen]", "pass"
     ),
     in_resolvent(
