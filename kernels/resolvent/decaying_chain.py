@@ -31,8 +31,8 @@ from kernels.resolvent.chain import (
 )
 
 CHUNKS = (64, 32)
-SMALLEST_DECAY = 1e-30
-"""Of half a chunk. r lies between it and its inverse, which leaves float32 room for sums."""
+SMALLEST_DECAY = 1e-25
+"""Of half a chunk. r lies between it and its inverse, which leaves float32 room for products."""
 
 
 def decaying_chain(
@@ -48,7 +48,7 @@ def decaying_chain(
     """`chain_resolvent` of weights exp(log_weight) and values scale · V, on a CPU faster.
 
     It is faster where weights are mild: at most 1, and none of their products over 17 neighbours
-    below 1e-30. One that is not, and the whole batch takes `chain_resolvent`. The gradient of
+    below 1e-25. One that is not, and the whole batch takes `chain_resolvent`. The gradient of
     log_weight is a difference of sums over a chunk's nodes, and as exact as those are.
 
     Args:
@@ -91,7 +91,10 @@ def _mild_layout(log_weight: Tensor, plan: ChainPlan) -> Layout | None:
     for chunk in CHUNKS:
         # In the order of nodes, whichever way the chain runs.
         layout = lay_out(plan.sizes, False, chunk, log_weight.device)
-        halves = chunked(log_weight.detach().float(), layout).tensor_split([layout.Q // 2 + 1], 1)
+        log_w_cQH = chunked(log_weight.detach().float(), layout)
+        if plan.reverse:
+            log_w_cQH = log_w_cQH.flip(1)
+        halves = log_w_cQH.tensor_split([_middle(layout) + 1], dim=1)
         if min(half.sum(1).min() for half in halves) >= math.log(SMALLEST_DECAY):
             return layout
     return None
@@ -181,6 +184,11 @@ class _DecayingChain(torch.autograd.Function):
         return *(unchunked(x, layout) for x in (d_log, d_scale, dB, dC, dV)), None, None
 
 
+def _middle(layout: Layout) -> int:
+    """The node at which r is one, counted from where the chain enters the chunk."""
+    return layout.Q // 2
+
+
 def _own(B: Tensor, C: Tensor) -> Tensor:
     """What of its scaled value a node gives itself [c, Q, 1]."""
     return (C * B).sum(-1, keepdim=True)
@@ -194,7 +202,7 @@ def _decays(log_w_cQH: Tensor, layout: Layout, reverse: bool) -> tuple[Tensor, .
     w_cQH = log_w_cQH.exp()
     if reverse:
         w_cQH = w_cQH.flip(1)
-    middle, step = layout.Q // 2, -1 if reverse else 1
+    middle, step = _middle(layout), -1 if reverse else 1
     r = torch.ones_like(w_cQH)
     r[:, middle + 1 :] = w_cQH[:, middle + 1 :].cumprod(1)
     r[:, :middle] = w_cQH[:, 1 : middle + 1].flip(1).cumprod(1).reciprocal_().flip(1)
