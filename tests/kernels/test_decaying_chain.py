@@ -76,15 +76,15 @@ def test_one_weight_that_is_not_mild(value):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_strong_decay_at_any_node_of_strong_ones(reverse):
-    plan = ChainPlan((64,), reverse)
-    for node in range(64):
-        inputs = random_inputs(64, torch.float32)
-        with torch.no_grad():
-            inputs[0][:] = -1.5
-            inputs[0][node] = -30
-        y = decaying_chain(*inputs, plan=plan)
-        torch.testing.assert_close(y, expected(*inputs, plan=plan), rtol=0, atol=1e-4)
+def test_the_halves_of_a_chunk_are_those_of_the_direction(reverse):
+    # Split behind node 32 both halves are mild; split before node 31 the second is not.
+    inputs, plan = random_inputs(64, torch.float32), ChainPlan((64,), reverse)
+    with torch.no_grad():
+        inputs[0][:31], inputs[0][31:33], inputs[0][33:] = 0, -28, -1.8
+        if not reverse:
+            inputs[0].copy_(inputs[0].flip(0))
+    y = decaying_chain(*inputs, plan=plan)
+    torch.testing.assert_close(y, expected(*inputs, plan=plan), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
