@@ -40,7 +40,9 @@ def finished(tmp_path_factory):
     return train_here(tmp_path_factory.mktemp("finished"), "chimera_lrgb", *TEN_STEPS)
 
 
-@pytest.mark.parametrize("killed_before", [8, 10, 15])
+@pytest.mark.parametrize(
+    "killed_before", [8, *(pytest.param(step, marks=pytest.mark.slow) for step in (10, 15))]
+)
 def test_a_killed_run_resumes_loss_for_loss(finished, tmp_path, killed_before):
     """kill −9 inside the first epoch, between the two, and inside the second."""
     kill = KILL.replace("STEP", str(killed_before))
@@ -78,8 +80,10 @@ def finished_short(tmp_path_factory):
     "kill",
     [
         "{_target_: tests.interruptions.KillInValidation, epoch: 0}",
-        "{_target_: tests.interruptions.KillInValidation, epoch: 2}",
-        "{_target_: tests.interruptions.KillAt, step: 6}",
+        pytest.param(
+            "{_target_: tests.interruptions.KillInValidation, epoch: 2}", marks=pytest.mark.slow
+        ),
+        pytest.param("{_target_: tests.interruptions.KillAt, step: 6}", marks=pytest.mark.slow),
         "{_target_: tests.interruptions.KillAt, step: 13}",
     ],
 )

@@ -29,10 +29,13 @@ def copy(tmp_path_factory):
     return folder
 
 
-LEAST_AP = {"path_start": 0.8, "path_start_chimera": 0.9}
-
-
-@pytest.mark.parametrize(("experiment", "least"), LEAST_AP.items())
+@pytest.mark.parametrize(
+    ("experiment", "least"),
+    [
+        ("path_start", 0.8),
+        pytest.param("path_start_chimera", 0.9, marks=pytest.mark.slow),
+    ],
+)
 def test_the_page_works(copy, experiment, least):
     environment = os.environ | {"PYTHONPATH": str(copy)}
 

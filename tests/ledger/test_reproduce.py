@@ -126,6 +126,7 @@ def test_a_second_time_nothing_runs(finished):
     assert without_times(result_of(finished, "whole")) == without_times(before)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_gives_the_same(finished):
     """kill −9 of the claim and, with it, of the runs it has started."""
     moment = random.Random(5)

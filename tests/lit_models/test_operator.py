@@ -279,7 +279,7 @@ def finished(tmp_path_factory):
     return train_here(tmp_path_factory.mktemp("finished"), "ffno_ks", *RANDOM)
 
 
-@pytest.mark.parametrize("killed_before", [3, 7])
+@pytest.mark.parametrize("killed_before", [3, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_loss_for_loss(finished, tmp_path, killed_before):
     kill = f"+callbacks.kill={{_target_: tests.interruptions.KillAt, step: {killed_before}}}"
     process = train_outside(tmp_path, "ffno_ks", *RANDOM, kill)
@@ -325,6 +325,7 @@ def test_predictions_are_read_as_data(finished, tmp_path):
     assert (len(files), files.frames, files.channels, files.shape) == (3, 5, ["u"], (64,))
 
 
+@pytest.mark.slow
 @loopback.needed
 def test_two_processes_train_one_operator(tmp_path):
     process = train_outside(tmp_path, "ffno_ks", *RANDOM, "trainer=ddp", "trainer.accelerator=cpu")
