@@ -195,8 +195,14 @@ class Claim:
         return [c for c in self.all_cases() if statistic.where.items() <= c.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return asdict(self)
+        """All of it as plain values; what few claims use is left out by those that do not."""
+        plain = asdict(self)
+        rare = {"pretrained": None, "beside": None, "condition": False}
+        for part in (*plain["arms"].values(), *plain["statistics"]):
+            for name in rare.keys() & part.keys():
+                if part[name] == rare[name]:
+                    del part[name]
+        return plain
 
 
 @dataclass(frozen=True)
