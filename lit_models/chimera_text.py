@@ -38,6 +38,16 @@ class TwoChains(NamedTuple):
         there, back = zip(*self, strict=True)
         return there, back
 
+    def mix(
+        self, v: Float[Tensor, "N H P"], plan: ChainPlan
+    ) -> tuple[Float[Tensor, "N H P"], Float[Tensor, "N H P"]]:
+        """What each chain makes of v."""
+        there, back = (
+            decaying_chain(*chain, v, plan=ChainPlan(plan.sizes, reverse))
+            for chain, reverse in zip(self.apart(), (False, True), strict=True)
+        )
+        return there, back
+
 
 class ChimeraTextMixer(nn.Module):
     """One mixing layer along sentences, both ways, [N, W] → [N, W].
@@ -93,10 +103,7 @@ class ChimeraTextMixer(nn.Module):
         self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
     ) -> Float[Tensor, "N H P"]:
         """The sum of both chains, and D v."""
-        there, back = (
-            decaying_chain(*chain, v, plan=ChainPlan(plan.sizes, reverse))
-            for chain, reverse in zip(chains.apart(), (False, True), strict=True)
-        )
+        there, back = chains.mix(v, plan)
         return there + back + v * self.D.unsqueeze(-1)
 
     def operands(self, x: Float[Tensor, "N W"], sentences: Sentences) -> TwoChains:

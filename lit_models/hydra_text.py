@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels.resolvent.chain import ChainPlan
-from kernels.resolvent.decaying_chain import decaying_chain
 from lit_models.chimera_text import ChimeraText, ChimeraTextMixer, TwoChains
 from lit_models.layers.sentences import Sentences
 
@@ -32,10 +31,7 @@ class QuasiseparableMixer(ChimeraTextMixer):
     def mix(
         self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
     ) -> Float[Tensor, "N H P"]:
-        there, back = (
-            decaying_chain(*chain, v, plan=ChainPlan(plan.sizes, reverse))
-            for chain, reverse in zip(chains.apart(), (False, True), strict=True)
-        )
+        there, back = chains.mix(v, plan)
         firsts = Sentences(plan.sizes).firsts
         lasts = [first - 1 for first in (*firsts[1:], len(v))]
         there = there.roll(1, 0).index_fill(0, torch.tensor(firsts, device=v.device), 0)

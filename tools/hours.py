@@ -54,13 +54,11 @@ class Step:
 
 def measure(cfg: DictConfig) -> tuple[Step, int, int]:
     """A step on few samples, the number of optimiser steps of the run, and samples of each."""
-    datamodule = instantiate(cfg.data, _convert_="all")
+    datamodule = instantiate(cfg.data, batch_size=MEASURED, num_workers=0, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("fit")
     model = instantiate(cfg.model, _convert_="all")
-    few = instantiate(cfg.data, batch_size=MEASURED, num_workers=0, _convert_="all")
-    few.setup("fit")
-    batch = next(iter(few.train_dataloader()))
+    batch = next(iter(datamodule.train_dataloader()))
 
     def step() -> None:
         model.zero_grad()
