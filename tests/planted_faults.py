@@ -140,7 +140,8 @@ FAULTS = [
         "place = size.repeat_interleave(size) - 1 - place", "place = 1 * place",
     ),
     in_resolvent(
-        "a state enters the next chain", "chain.py", "x[begin : begin + chains * n : n] = 0", "pass"
+        "a state enters the next chain", "chain.py",
+        "x[begin + (n - 1) * reverse : begin + chains * n : n] = 0", "pass",
     ),
     in_resolvent(
         "off by one block of chunks", "chain.py",

@@ -312,7 +312,7 @@ class _Chain(torch.autograd.Function):
     def forward(ctx, weight: Tensor, B: Tensor, C: Tensor, V: Tensor, layout: Layout) -> Tensor:
         w_cQH, B, C, V = (chunked(x, layout) for x in (weight, B, C, V))
         w_cQH = w_cQH.clone()
-        _no_entry(w_cQH[:, 0], layout)
+        no_entry(w_cQH[:, 0], layout)
         prefix, suffix = _decays(w_cQH)
         E_cSHP = carry_on(B, suffix, V, prefix[:, -1], layout)
         w_cHQ = w_cQH.mT.contiguous()
@@ -339,7 +339,7 @@ class _Chain(torch.autograd.Function):
         for t in chunk_tiles(B, V):
             tile = (w_cHQ[t], B[t], C[t], V[t], dY[t], E_cSHP[t], F_cSHP[t])
             dw[t], dB[t], dC[t] = _tile_gradients(*tile, prefix[t], suffix[t], out=dV[t])
-        _no_entry(dw[:, 0], ctx.layout)
+        no_entry(dw[:, 0], ctx.layout)
         return *(unchunked(x, ctx.layout) for x in (dw, dB, dC, dV)), None
 
 
@@ -372,7 +372,7 @@ def carry_on(B: Tensor, scale: Tensor, V: Tensor, decay: Tensor, layout: Layout)
         scaled = (V[t] * scale[t].unsqueeze(-1)).flatten(2)
         torch.bmm(B[t].mT, scaled, out=E[t.start + 1 : t.stop + 1].flatten(2))
     E = E[:-1]
-    _no_entry(E, layout)
+    no_entry(E, layout)
     for kept, state in _by_chain(decay, E, layout):
         n = state.shape[1]
         block = math.isqrt(n - 1) + 1
@@ -403,7 +403,7 @@ def carry_back(C: Tensor, scale: Tensor, dY: Tensor, decay: Tensor, layout: Layo
             through = kept[:, i - block : i].flip(1).cumprod(1).flip(1)
             state[:, i - block : i].addcmul_(through, state[:, i : i + 1])
     # What a chain's first chunk would hand on to a chunk before it goes nowhere.
-    _no_entry(F[:-1], layout)
+    no_entry(F[:-1], layout)
     return F[1:]
 
 
@@ -419,10 +419,10 @@ def _by_chain(decay: Tensor, x: Tensor, layout: Layout) -> Iterator[tuple[Tensor
         yield tuple(y[run].unflatten(0, (chains, n)) for y in (decay, x))
 
 
-def _no_entry(x: Tensor, layout: Layout) -> None:
-    """Zero what would enter the first chunk of every chain."""
+def no_entry(x: Tensor, layout: Layout, reverse: bool = False) -> None:
+    """Zero what would enter the first chunk of every chain, the last where chains run back."""
     for begin, chains, n in layout.runs:
-        x[begin : begin + chains * n : n] = 0
+        x[begin + (n - 1) * reverse : begin + chains * n : n] = 0
 
 
 def _tile_gradients(

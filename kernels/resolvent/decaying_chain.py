@@ -27,6 +27,7 @@ from kernels.resolvent.chain import (
     chunked,
     in_float32,
     lay_out,
+    no_entry,
     unchunked,
 )
 
@@ -207,8 +208,7 @@ def _decays(log_w_cQH: Tensor, layout: Layout, reverse: bool) -> tuple[Tensor, .
     r[:, middle + 1 :] = w_cQH[:, middle + 1 :].cumprod(1)
     r[:, :middle] = w_cQH[:, 1 : middle + 1].flip(1).cumprod(1).reciprocal_().flip(1)
     entry = w_cQH[:, 0] / r[:, 0]
-    for begin, chains, n in layout.runs:
-        entry[begin + (n - 1) * reverse : begin + chains * n : n] = 0
+    no_entry(entry, layout, reverse)
     exit = r[:, -1].clone()
     r = r.flip(1) if reverse else r
     return r, entry, exit, entry.roll(-step, 0), exit.roll(step, 0)
