@@ -5,48 +5,18 @@ Shapes: N tokens of all sentences without padding, W width, H heads, P head dime
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.resolvent.chain import ChainPlan
-from kernels.resolvent.decaying_chain import decaying_chain
+from kernels.resolvent.decaying_chains import DecayingChain, decaying_chains
 from lit_models.layers.delta import delta_bias_init
+from lit_models.layers.gated_norm import GatedRMSNorm
 from lit_models.layers.sentences import DepthwiseConv, Sentences
 from lit_models.layers.text_encoder import TextEncoder
-
-NORM_EPSILON = 1e-5
-
-
-class TwoChains(NamedTuple):
-    """What two chains mix, each a pair (left to right, right to left).
-
-    Both mix values v [N, H, P]: `log_weight` [N, H] is of the edge which enters a token, `delta`
-    [N, H] scales its values, B and C are [N, S].
-    """
-
-    log_weight: tuple[Tensor, Tensor]
-    delta: tuple[Tensor, Tensor]
-    B: tuple[Tensor, Tensor]
-    C: tuple[Tensor, Tensor]
-
-    def apart(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """All of one chain, then all of the other."""
-        there, back = zip(*self, strict=True)
-        return there, back
-
-    def mix(
-        self, v: Float[Tensor, "N H P"], plan: ChainPlan
-    ) -> tuple[Float[Tensor, "N H P"], Float[Tensor, "N H P"]]:
-        """What each chain makes of v."""
-        there, back = (
-            decaying_chain(*chain, v, plan=ChainPlan(plan.sizes, reverse))
-            for chain, reverse in zip(self.apart(), (False, True), strict=True)
-        )
-        return there, back
 
 
 class ChimeraTextMixer(nn.Module):
@@ -91,26 +61,27 @@ class ChimeraTextMixer(nn.Module):
         self.delta_bias = nn.Parameter(delta_bias_init(1, self.heads, delta_range)[0])
         self.log_decay = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
-        self.norm = nn.RMSNorm(inner, eps=NORM_EPSILON)
+        self.norm = GatedRMSNorm(inner)
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "N W"], sentences: Sentences) -> Float[Tensor, "N W"]:
         z, v, chains = self._projected(x, sentences)
-        y = self.mix(v, chains, ChainPlan(sentences.sizes)).flatten(1)
-        return self.out_proj(self.norm(y) * F.silu(z))
+        y = self.mix(v, chains, sentences.sizes).flatten(1)
+        return self.out_proj(self.norm(y, z))
 
     def mix(
-        self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
+        self, v: Float[Tensor, "N H P"], chains: Sequence[DecayingChain], sizes: tuple[int, ...]
     ) -> Float[Tensor, "N H P"]:
         """The sum of both chains, and D v."""
-        there, back = chains.mix(v, plan)
-        return there + back + v * self.D.unsqueeze(-1)
+        return decaying_chains(chains, v, self.D.expand(v.shape[:2]), sizes=sizes)
 
-    def operands(self, x: Float[Tensor, "N W"], sentences: Sentences) -> TwoChains:
-        """What the resolvent would get, for looking at."""
+    def operands(self, x: Float[Tensor, "N W"], sentences: Sentences) -> Sequence[DecayingChain]:
+        """What the resolvent would get, left to right and right to left, for looking at."""
         return self._projected(x, sentences)[-1]
 
-    def _projected(self, x: Tensor, sentences: Sentences) -> tuple[Tensor, Tensor, TwoChains]:
+    def _projected(
+        self, x: Tensor, sentences: Sentences
+    ) -> tuple[Tensor, Tensor, Sequence[DecayingChain]]:
         """Gate z, values v, and what the chains mix."""
         # Product by product: the gradient of a part need not be copied into that of a whole.
         z, given, raw = (F.linear(x, part) for part in self.in_proj.weight.split(self.sizes))
@@ -118,10 +89,13 @@ class ChimeraTextMixer(nn.Module):
         v, B, B_back, C, C_back = given.split(self.mixed_sizes, dim=-1)
         v = v.unflatten(-1, (self.heads, -1))
         # float32: the slow modes would be lost first.
-        deltas = tuple(F.softplus(half.float() + self.delta_bias) for half in raw.chunk(2, dim=-1))
+        delta, delta_back = F.softplus(
+            raw.float().unflatten(-1, (2, self.heads)) + self.delta_bias
+        ).unbind(1)
         rate = -self.log_decay.exp()
-        log_weight = tuple(rate * delta for delta in deltas)
-        return z, v, TwoChains(log_weight, deltas, (B, B_back), (C, C_back))
+        there = DecayingChain(rate * delta, delta, B, C)
+        back = DecayingChain(rate * delta_back, delta_back, B_back, C_back, reverse=True)
+        return z, v, (there, back)
 
 
 class ChimeraText(TextEncoder):

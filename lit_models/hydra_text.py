@@ -4,12 +4,14 @@ Hwang, Lahoti, Dao, Gu, "Hydra: Bidirectional State Space Models Through General
 arXiv:2407.09941. Shapes as in `lit_models.chimera_text`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.resolvent.chain import ChainPlan
-from lit_models.chimera_text import ChimeraText, ChimeraTextMixer, TwoChains
+from kernels.resolvent.decaying_chains import DecayingChain, decaying_chains
+from lit_models.chimera_text import ChimeraText, ChimeraTextMixer
 from lit_models.layers.sentences import Sentences
 
 
@@ -29,10 +31,10 @@ class QuasiseparableMixer(ChimeraTextMixer):
         self.diagonal = nn.Linear(self.mixed_sizes[0], self.heads, bias=False)
 
     def mix(
-        self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
+        self, v: Float[Tensor, "N H P"], chains: Sequence[DecayingChain], sizes: tuple[int, ...]
     ) -> Float[Tensor, "N H P"]:
-        there, back = chains.mix(v, plan)
-        firsts = Sentences(plan.sizes).firsts
+        there, back = (decaying_chains([chain], v, sizes=sizes) for chain in chains)
+        firsts = Sentences(sizes).firsts
         lasts = [first - 1 for first in (*firsts[1:], len(v))]
         there = there.roll(1, 0).index_fill(0, torch.tensor(firsts, device=v.device), 0)
         back = back.roll(-1, 0).index_fill(0, torch.tensor(lasts, device=v.device), 0)

@@ -4,32 +4,34 @@ It gives what `lit_models.chimera_text` gives, slower; made to hold the two agai
 Shapes: N tokens of all sentences without padding, H heads, P head dimension.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.resolvent import ChainPlan, resolvent
-from lit_models.chimera_text import ChimeraText, ChimeraTextMixer, TwoChains
+from kernels.resolvent import resolvent
+from kernels.resolvent.decaying_chains import DecayingChain
+from lit_models.chimera_text import ChimeraText, ChimeraTextMixer
 
 
 class LineGraphMixer(ChimeraTextMixer):
     """`ChimeraTextMixer` on the edges i → i + 1, and on the edges i + 1 → i, of every sentence."""
 
     def mix(
-        self, v: Float[Tensor, "N H P"], chains: TwoChains, plan: ChainPlan
+        self, v: Float[Tensor, "N H P"], chains: Sequence[DecayingChain], sizes: tuple[int, ...]
     ) -> Float[Tensor, "N H P"]:
-        ptr = torch.tensor([0, *plan.sizes]).cumsum(0)
+        ptr = torch.tensor([0, *sizes]).cumsum(0)
         node = torch.arange(int(ptr[-1]))
         left = node[~torch.isin(node, ptr[1:] - 1)]
         to_the_right = torch.stack([left, left + 1])
         y = v * self.D.unsqueeze(-1)
-        both = (to_the_right, to_the_right.flip(0))
-        for edges, chain in zip(both, chains.apart(), strict=True):
-            log_weight, delta, B, C = chain
-            V = v * delta.unsqueeze(-1)
-            y = y + resolvent(edges, log_weight[edges[1]].exp(), B, C, V, ptr=ptr)
+        for chain in chains:
+            edges = to_the_right.flip(0) if chain.reverse else to_the_right
+            V = v * chain.scale.unsqueeze(-1)
+            weight = chain.log_weight[edges[1]].exp()
+            y = y + resolvent(edges, weight, chain.B, chain.C, V, ptr=ptr)
         return y
 
 

@@ -161,24 +161,24 @@ FAULTS = [
         "T = torch.bmm(L.mT, dL)", "T = torch.bmm(L, dL)",
     ),
     in_resolvent(
-        "states passed on the wrong way", "decaying_chain.py",
-        "carry = carry_back if reverse else carry_on", "carry = carry_on",
+        "states passed on the wrong way", "decaying_chains.py",
+        "return steps[::-1] if reverse else steps", "return steps",
     ),
     in_resolvent(
-        "a state enters undecayed", "decaying_chain.py",
-        "exit.unsqueeze(1) * entry_next.unsqueeze(1)", "exit.unsqueeze(1)",
+        "a state enters undecayed", "decaying_chains.py",
+        "out=E_nkSHP[i - 1]).mul_(at.entry)", "out=E_nkSHP[i - 1])",
     ),
     in_resolvent(
-        "what crosses an edge counts its node", "decaying_chain.py",
+        "what crosses an edge counts its node", "decaying_chains.py",
         "(so_far - taken_cQH)", "so_far",
     ),
     in_resolvent(
-        "a scale's own share forgotten", "decaying_chain.py",
-        "d_scale = given / r_cQH + own * d_own", "d_scale = given / r_cQH",
+        "a scale's own share forgotten", "decaying_chains.py",
+        "d_scale = given / way.r + way.own * d_own", "d_scale = given / way.r",
     ),
     in_resolvent(
-        "strong decays taken for mild ones", "decaying_chain.py",
-        ">= math.log(SMALLEST_DECAY)", ">= -1e9",
+        "strong decays taken for mild ones", "decaying_chains.py",
+        "least >= math.log(SMALLEST_DECAY)", "least >= -1e9",
     ),
     in_resolvent(
         "a band hands nothing on", "grid.py", "dL[:, -K:] += d_last[..., seen]", "pass"

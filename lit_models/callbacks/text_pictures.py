@@ -96,7 +96,7 @@ def mixing_matrix(
     """How much of token j reaches token i, the mean over heads: |L| of both ways, or attention."""
     x = x.reshape(-1, x.shape[-1])
     if isinstance(layer, ChimeraTextMixer):
-        there, back = (log.exp() for log in layer.operands(x, sentence).log_weight)
+        there, back = (chain.log_weight.exp() for chain in layer.operands(x, sentence))
         left_to_right = chain_matrix(there.mT.contiguous())
         right_to_left = chain_matrix(back.flip(0).mT.contiguous()).flip(-2, -1)
         return (left_to_right.abs() + right_to_left.abs()).mean(dim=0)

@@ -94,7 +94,8 @@ def test_edge_weights_are_below_one_and_initial_steps_in_their_range():
     mixer = ChimeraTextMixer(64, head_dim=1)
     with torch.no_grad():
         mixer.in_proj.weight.zero_()
-        weights = mixer.operands(torch.randn(3, 64), Sentences((3,))).log_weight
+        chains = mixer.operands(torch.randn(3, 64), Sentences((3,)))
+    weights = [chain.log_weight for chain in chains]
     rate = -weights[0][0] / mixer.log_decay.exp()
     assert rate.min() >= 0.99e-3
     assert rate.max() <= 0.101

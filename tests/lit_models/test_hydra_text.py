@@ -13,7 +13,8 @@ def test_mixing_is_by_a_quasiseparable_matrix():
     mixer = QuasiseparableMixer(width, 4, head_dim=4, delta_range=(0.05, 0.5))
     sentences = Sentences((n,))
     x = torch.randn(n, width)
-    z, v, (logs, deltas, Bs, Cs) = mixer._projected(x, sentences)
+    z, v, chains = mixer._projected(x, sentences)
+    logs, deltas, Bs, Cs, _ = zip(*chains, strict=True)
     weights, Vs = [log.exp() for log in logs], [v * delta.unsqueeze(-1) for delta in deltas]
     diagonal = mixer.D + F.linear(v.flatten(1), mixer.diagonal.weight)
     y = diagonal.unsqueeze(-1) * v
@@ -24,5 +25,5 @@ def test_mixing_is_by_a_quasiseparable_matrix():
         for j in range(i + 1, n):
             decay = weights[1][i + 1 : j].prod(0).unsqueeze(-1)
             y[i] += Cs[1][i + 1] @ Bs[1][j] * decay * Vs[1][j]
-    expected = mixer.out_proj(mixer.norm(y.flatten(1)) * F.silu(z))
+    expected = mixer.out_proj(mixer.norm(y.flatten(1), z))
     torch.testing.assert_close(mixer(x, sentences), expected, rtol=1e-4, atol=1e-5)

@@ -10,9 +10,9 @@ SIZES = {"vocabulary": 20, "width": 12, "layers": 2, "state": 8, "head_dim": 4, 
 
 
 class OneWayMixer(ChimeraTextMixer):
-    def mix(self, v, chains, plan):
-        there, back = chains.delta
-        return super().mix(v, chains._replace(delta=(there, 0 * back)), plan)
+    def mix(self, v, chains, sizes):
+        there, back = chains
+        return super().mix(v, (there, back._replace(scale=0 * back.scale)), sizes)
 
 
 class OneWay(ChimeraText):

@@ -78,7 +78,7 @@ def test_the_matrix_of_chimera_is_both_resolvents():
     net = ENCODERS["chimera"]()
     layer, n = net.blocks[0].inner, 6
     x, sentence = torch.randn(n, WIDTH), Sentences((n,))
-    weights = [log.exp() for log in layer.operands(x, sentence).log_weight]
+    weights = [chain.log_weight.exp() for chain in layer.operands(x, sentence)]
     edges = torch.stack([torch.arange(n - 1), torch.arange(1, n)])
     expected = sum(
         resolvent_matrix(e, weight[e[1]], n).abs().mean(0)
