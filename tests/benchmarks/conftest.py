@@ -13,6 +13,9 @@ import torch
 from report import commit
 from tests.benchmarks.plots import draw_growth
 from tests.benchmarks.timing import device_name
+from train import prepare_process
+
+prepare_process()
 
 ROOT = Path(__file__).parents[2]
 RESULTS = pytest.StashKey[dict]()
