@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kernels.resolvent.decaying_chains import DecayingChain, decaying_chains
 from lit_models.layers.delta import delta_bias_init
-from lit_models.layers.gated_norm import GatedRMSNorm
+from lit_models.layers.gated_norm import gated_norm
 from lit_models.layers.sentences import DepthwiseConv, Sentences
 from lit_models.layers.text_encoder import TextEncoder
 
@@ -61,13 +61,13 @@ class ChimeraTextMixer(nn.Module):
         self.delta_bias = nn.Parameter(delta_bias_init(1, self.heads, delta_range)[0])
         self.log_decay = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
-        self.norm = GatedRMSNorm(inner)
+        self.norm_weight = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "N W"], sentences: Sentences) -> Float[Tensor, "N W"]:
         z, v, chains = self._projected(x, sentences)
         y = self.mix(v, chains, sentences.sizes).flatten(1)
-        return self.out_proj(self.norm(y, z))
+        return F.linear(gated_norm(y, z), self.out_proj.weight * self.norm_weight)
 
     def mix(
         self, v: Float[Tensor, "N H P"], chains: Sequence[DecayingChain], sizes: tuple[int, ...]

@@ -174,7 +174,7 @@ FAULTS = [
     ),
     in_resolvent(
         "a scale's own share forgotten", "decaying_chains.py",
-        "d_scale = given / way.r + way.own * d_own", "d_scale = given / way.r",
+        "given / way.r.squeeze(-1) + way.own * d_own", "given / way.r.squeeze(-1)",
     ),
     in_resolvent(
         "strong decays taken for mild ones", "decaying_chains.py",

@@ -28,11 +28,12 @@ from kernels.resolvent.chain import (
     chunked,
     in_float32,
     lay_out,
-    tiles,
     unchunked,
 )
 
 CHUNK = 64
+TILE = 2**20
+"""Numbers of V in a step of a walk: enough to feed the cores, few enough to stay near them."""
 SMALLEST_DECAY = 1e-25
 """Of half a chunk. r lies between it and its inverse, which leaves float32 room for products."""
 
@@ -173,8 +174,8 @@ class _Way(NamedTuple):
     scale: Float[Tensor, "c Q H"]
     B: Float[Tensor, "c Q S"]
     C: Float[Tensor, "c Q S"]
-    r: Float[Tensor, "c Q H"]
-    factor: Float[Tensor, "c Q H"]
+    r: Float[Tensor, "c Q H 1"]
+    factor: Float[Tensor, "c Q H 1"]
     exit_before: Float[Tensor, "c 1 H 1"]
     entry: Float[Tensor, "c 1 H 1"]
     exit: Float[Tensor, "c 1 H 1"]
@@ -195,9 +196,9 @@ class _Way(NamedTuple):
         r[:, :middle] = w_cQH[:, 1 : middle + 1].flip(1).cumprod(1).reciprocal_().flip(1)
         entry, exit = (x[:, None, :, None] for x in (w_cQH[:, 0] / r[:, 0], r[:, -1]))
         decays = (exit.roll(step, 0), entry, exit, entry.roll(-step, 0))
-        r = r.flip(1) if reverse else r
+        r = (r.flip(1) if reverse else r).unsqueeze(-1)
         own, reaching = (C * B).sum(-1, keepdim=True), _reaching(C @ B.mT, reverse)
-        return cls(scale, B, C, r, scale / r, *decays, own, reaching)
+        return cls(scale, B, C, r, scale.unsqueeze(-1) / r, *decays, own, reaching)
 
 
 class _Walk(NamedTuple):
@@ -252,13 +253,13 @@ class _DecayingChains(torch.autograd.Function):
                 leaving = None
                 seen = (walk.steps_of(way), *map(walk.steps, (V, Y.unflatten(0, V.shape[:2]))))
                 for i, (at, v, y) in enumerate(_in_order(zip(*seen, strict=True), back)):
-                    X = (v * at.factor.unsqueeze(-1)).flatten(2)
+                    X = (v * at.factor).flatten(2)
                     others = others_nkQHP[i]
                     torch.bmm(at.reaching, X, out=others.flatten(2))
                     if i > 0:
                         E = torch.mul(leaving, at.exit_before, out=E_nkSHP[i - 1]).mul_(at.entry)
                         others.flatten(2).baddbmm_(at.C, E.flatten(2))
-                    y.addcmul_(others, at.r.unsqueeze(-1))
+                    y.addcmul_(others, at.r)
                     if i < walk.n - 1:
                         added = torch.baddbmm(E.flatten(2), at.B.mT, X) if i > 0 else at.B.mT @ X
                         leaving = added.unflatten(-1, V.shape[2:])
@@ -280,7 +281,7 @@ class _DecayingChains(torch.autograd.Function):
         gradients = []
         for way, back in zip(ways, reverse, strict=True):
             crossing = torch.zeros_like(way.entry)
-            taken, given = torch.empty_like(way.r), torch.empty_like(way.r)
+            taken, given = torch.empty_like(way.scale), torch.empty_like(way.scale)
             dK, dB, dC = (torch.zeros_like(x) for x in (way.reaching, way.B, way.C))
             seen = (V, dY, dV, crossing, taken, given, dK, dB, dC)
             for walk in _walks(V, layout):
@@ -289,8 +290,8 @@ class _DecayingChains(torch.autograd.Function):
                 for i, (at, v, dy, dv, cross, take, give, dk, db, dc) in reversed(
                     [*enumerate(_in_order(steps, back))]
                 ):
-                    X = (v * at.factor.unsqueeze(-1)).flatten(2)
-                    G = dy * at.r.unsqueeze(-1)
+                    X = (v * at.factor).flatten(2)
+                    G = dy * at.r
                     take.copy_(torch.linalg.vecdot(G, others_nkQHP[i]))
                     G = G.flatten(2)
                     dX = torch.bmm(at.reaching.mT, G)
@@ -306,10 +307,12 @@ class _DecayingChains(torch.autograd.Function):
                         dE = dE.view(E.shape)
                         cross.copy_((E * dE).sum((1, 3), keepdim=True))
                     dX = dX.view(v.shape)
-                    dv.addcmul_(dX, at.factor.unsqueeze(-1))
+                    dv.addcmul_(dX, at.factor)
                     give.copy_(torch.linalg.vecdot(dX, v))
-            d_log = _before_each_edge(crossing.flatten(1), taken - given * way.factor, back)
-            d_scale = given / way.r + way.own * d_own
+            d_log = _before_each_edge(
+                crossing.flatten(1), taken - given * way.factor.squeeze(-1), back
+            )
+            d_scale = given / way.r.squeeze(-1) + way.own * d_own
             d_self = (d_own * way.scale).sum(-1, keepdim=True)
             dK = _reaching(dK, back)
             dC.baddbmm_(dK, way.B).addcmul_(d_self, way.B)
@@ -324,8 +327,7 @@ class _DecayingChains(torch.autograd.Function):
 def _walks(V: Tensor, layout: Layout) -> list[_Walk]:
     walks = []
     for begin, chains, n in layout.runs:
-        # As many at a time as keep every array of a step near the cores, in equal parts.
-        parts = len(tiles(chains, V[0].numel(), V.device))
+        parts = math.ceil(chains * V[0].numel() / TILE)
         ends = [chains * part // parts for part in range(parts + 1)]
         walks += [_Walk(begin + a * n, b - a, n) for a, b in itertools.pairwise(ends)]
     return walks

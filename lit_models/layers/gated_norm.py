@@ -5,65 +5,62 @@ Shapes: N tokens, W width.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.autograd import refuse_second_derivatives
 
-ROWS = 128
+ROWS = 256
 """Tokens worked on together on a CPU, so that what they need stays near the cores."""
 
 
-class GatedRMSNorm(nn.RMSNorm):
-    """weight · y / rms(y) ⊙ SiLU(z).
+def gated_norm(
+    y: Float[Tensor, "N W"], z: Float[Tensor, "N W"], eps: float = 1e-5
+) -> Float[Tensor, "N W"]:
+    """y / rms(y) ⊙ SiLU(z). A weight is left to the projection behind it, whose columns it scales.
 
     Args:
-        width: W.
+        y: [N, W] values.
+        z: [N, W] gate.
         eps: added to the mean square.
 
     Source: Dao & Gu, "Transformers are SSMs", arXiv:2405.21060, whose code gates after the norm.
     """
-
-    def __init__(self, width: int, eps: float = 1e-5):
-        super().__init__(width, eps=eps)
-
-    def forward(self, y: Float[Tensor, "N W"], z: Float[Tensor, "N W"]) -> Float[Tensor, "N W"]:
-        if y.device.type == "cpu" and y.dtype == z.dtype == self.weight.dtype:
-            return _GatedRMSNorm.apply(y, z, self.weight, self.eps)
-        return super().forward(y) * F.silu(z)
+    if y.device.type == "cpu" and y.dtype == z.dtype:
+        return _GatedNorm.apply(y, z, eps)
+    return F.rms_norm(y, y.shape[-1:], eps=eps) * F.silu(z)
 
 
-class _GatedRMSNorm(torch.autograd.Function):
+class _GatedNorm(torch.autograd.Function):
     """All passes over a few rows, then the next ones, where torch would pass over all rows."""
 
     @staticmethod
-    def forward(ctx, y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx, y: Tensor, z: Tensor, eps: float) -> Tensor:
         mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / y.shape[1]
         scale = (mean_square + eps).rsqrt()
         out = torch.empty_like(y)
-        for row in range(0, len(y), ROWS):
-            rows = slice(row, row + ROWS)
+        for rows in _few_rows(y):
             torch.mul(y[rows], scale[rows], out=out[rows])
-            out[rows].mul_(F.silu(z[rows]).mul_(weight))
-        ctx.save_for_backward(y, z, weight, scale)
+            out[rows].mul_(F.silu(z[rows]))
+        ctx.save_for_backward(y, z, scale)
         return out
 
     @staticmethod
     def backward(ctx, d_out: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
-        y, z, weight, scale = ctx.saved_tensors
-        dy, dz, d_weight = (torch.empty_like(x) for x in (y, z, weight))
-        d_weight.zero_()
-        for row in range(0, len(y), ROWS):
-            rows = slice(row, row + ROWS)
-            normal = y[rows] * scale[rows]
-            gate = F.silu(z[rows])
-            d_gated = d_out[rows] * normal
-            torch.ops.aten.silu_backward.grad_input(d_gated * weight, z[rows], grad_input=dz[rows])
-            d_gated.mul_(gate)
-            d_weight += d_gated.sum(0)
-            along = (d_gated @ weight).unsqueeze(1) / y.shape[1]
-            d_normal = gate.mul_(weight).mul_(d_out[rows])
-            torch.addcmul(d_normal, normal, along, value=-1, out=dy[rows])
-            dy[rows].mul_(scale[rows])
-        return dy, dz, d_weight, None
+        y, z, scale = ctx.saved_tensors
+        dy, dz = torch.empty_like(y), torch.empty_like(z)
+        for rows in _few_rows(y):
+            normal, sigmoid = y[rows] * scale[rows], z[rows].sigmoid()
+            gate = z[rows] * sigmoid
+            torch.mul(d_out[rows], gate, out=dy[rows])
+            along = torch.linalg.vecdot(dy[rows], normal).unsqueeze(-1) / y.shape[1]
+            dy[rows].addcmul_(normal, along, value=-1).mul_(scale[rows])
+            torch.mul(d_out[rows], normal, out=dz[rows])
+            # SiLU's derivative.
+            dz[rows].mul_(torch.addcmul(sigmoid, gate, sigmoid, value=-1).add_(gate))
+        return dy, dz, None
+
+
+def _few_rows(y: Tensor) -> list[slice]:
+    return [slice(row, row + ROWS) for row in range(0, len(y), ROWS)]

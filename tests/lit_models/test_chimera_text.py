@@ -18,7 +18,7 @@ def make_mixer(**options) -> ChimeraTextMixer:
     mixer = ChimeraTextMixer(WIDTH, STATE, **options)
     with torch.no_grad():  # all numbers of a head differ from those of the next
         mixer.D += torch.randn_like(mixer.D)
-        mixer.norm.weight += 0.5 * torch.randn_like(mixer.norm.weight)
+        mixer.norm_weight += 0.5 * torch.randn_like(mixer.norm_weight)
     return mixer
 
 
@@ -36,7 +36,7 @@ def test_parameter_count_at_paper_scale_part_by_part():
     assert mixer.in_proj.weight.shape == (inner + inner + 4 * s + 2 * h, d)
     assert count(mixer.conv) == (inner + 4 * s) * (7 + 1)
     assert mixer.delta_bias.shape == mixer.log_decay.shape == mixer.D.shape == (h,)
-    assert count(mixer.norm) == inner
+    assert mixer.norm_weight.shape == (inner,)
     assert count(mixer.out_proj) == inner * d
     own = count(mixer.in_proj) + count(mixer.conv) + 3 * h + inner + inner * d
     assert count(net.encoder.blocks[0]) == own + 2 * d
@@ -85,7 +85,7 @@ def test_a_layer_token_by_token():
             h = decay * h + torch.einsum("h,hp,s->hps", delta[t], v[t], B[t])
             y[t] += h @ C[t]
     y = y.flatten(1)
-    y = y / (y.square().mean(1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
+    y = y / (y.square().mean(1, keepdim=True) + 1e-5).sqrt() * mixer.norm_weight
     expected = mixer.out_proj(y * F.silu(z))
     torch.testing.assert_close(mixer(x, Sentences((n,))), expected, rtol=1e-4, atol=1e-5)
 
