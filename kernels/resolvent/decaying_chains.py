@@ -99,7 +99,13 @@ def decaying_chains(
     sizes = (V.shape[0],) if sizes is None else sizes
     inputs = (V, *itertools.chain.from_iterable(chain[:4] for chain in chains))
     on_triton = choose_backend(backend, inputs, True, "chains") == "triton"
-    if on_triton or sum(sizes) != len(V) or not V.numel():
+    fits = sum(sizes) == len(V) and all(
+        chain.log_weight.shape == V.shape[:2]
+        and chain.B.shape == chain.C.shape
+        and len(chain.B) == len(V)
+        for chain in chains
+    )
+    if on_triton or not fits or not V.numel():
         return _sum_of_any(chains, V, skip, sizes, backend)
     # In the order of nodes, whichever way a chain runs.
     layout = lay_out(sizes, False, CHUNK, V.device)

@@ -199,3 +199,13 @@ def test_no_nodes_and_wrong_sizes():
     assert decaying_chains([DecayingChain(*none[:4])], none[4]).shape == (0, H, P)
     with pytest.raises(ValueError, match="The plan's chains hold 9 nodes"):
         decaying_chains([random_chain(10)], random_values(10), sizes=(9,))
+
+
+@pytest.mark.parametrize("wrong", ["log_weight", "B"])
+def test_operands_that_do_not_fit(monkeypatch, wrong):
+    # The shape annotations, checked while testing, would speak first.
+    monkeypatch.setattr(module, "chain_resolvent", chain_resolvent.__wrapped__)
+    chain, V = random_chain(10), random_values(10)
+    chain = chain._replace(**{wrong: getattr(chain, wrong)[:, :1]})
+    with pytest.raises(ValueError, match=r"weight must be \[10, 2\] and B and C both"):
+        decaying_chains([chain], V)
