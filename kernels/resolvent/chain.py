@@ -312,12 +312,12 @@ class _Chain(torch.autograd.Function):
     def forward(ctx, weight: Tensor, B: Tensor, C: Tensor, V: Tensor, layout: Layout) -> Tensor:
         w_cQH, B, C, V = (chunked(x, layout) for x in (weight, B, C, V))
         w_cQH = w_cQH.clone()
-        no_entry(w_cQH[:, 0], layout)
+        _no_entry(w_cQH[:, 0], layout)
         prefix, suffix = _decays(w_cQH)
-        E_cSHP = carry_on(B, suffix, V, prefix[:, -1], layout)
+        E_cSHP = _pass_states(B, suffix, V, prefix, layout)
         w_cHQ = w_cQH.mT.contiguous()
         Y = torch.empty_like(V)
-        for t in chunk_tiles(B, V):
+        for t in _chunk_tiles(B, V):
             M_tHQQ = chain_matrix(w_cHQ[t]).mul_((C[t] @ B[t].mT).unsqueeze(1))
             own = torch.bmm(M_tHQQ.flatten(0, 1), _by_head(V[t]))
             own = own.view(-1, *V[t].transpose(1, 2).shape[1:]).transpose(1, 2)
@@ -333,13 +333,13 @@ class _Chain(torch.autograd.Function):
         w_cQH, B, C, V, E_cSHP = ctx.saved_tensors
         dY = chunked(dY, ctx.layout)
         prefix, suffix = _decays(w_cQH)
-        F_cSHP = carry_back(C, prefix, dY, prefix[:, -1], ctx.layout)
+        F_cSHP = _pass_state_gradients(C, prefix, dY, ctx.layout)
         w_cHQ = w_cQH.mT.contiguous()
         dw, dB, dC, dV = (torch.empty_like(x) for x in (w_cQH, B, C, V))
-        for t in chunk_tiles(B, V):
+        for t in _chunk_tiles(B, V):
             tile = (w_cHQ[t], B[t], C[t], V[t], dY[t], E_cSHP[t], F_cSHP[t])
             dw[t], dB[t], dC[t] = _tile_gradients(*tile, prefix[t], suffix[t], out=dV[t])
-        no_entry(dw[:, 0], ctx.layout)
+        _no_entry(dw[:, 0], ctx.layout)
         return *(unchunked(x, ctx.layout) for x in (dw, dB, dC, dV)), None
 
 
@@ -350,7 +350,7 @@ def _decays(w_cQH: Tensor) -> tuple[Tensor, Tensor]:
     return w_cQH.cumprod(1), suffix
 
 
-def chunk_tiles(B: Tensor, V: Tensor) -> list[slice]:
+def _chunk_tiles(B: Tensor, V: Tensor) -> list[slice]:
     c, Q, H, P = V.shape
     return tiles(c, H * max(Q, B.shape[-1]) * max(Q, P), V.device)
 
@@ -360,69 +360,66 @@ def _by_head(x_tQHP: Tensor) -> Tensor:
     return x_tQHP.transpose(1, 2).contiguous().flatten(0, 1)
 
 
-def carry_on(B: Tensor, scale: Tensor, V: Tensor, decay: Tensor, layout: Layout) -> Tensor:
-    """The state [c, S, H, P] that enters each chunk, of those before it.
-
-    A chunk adds Bᵀ (scale · V) to it, scale being [c, Q or 1, H], and decays by decay [c, H].
-    """
+def _pass_states(B: Tensor, suffix: Tensor, V: Tensor, prefix: Tensor, layout: Layout) -> Tensor:
+    """E [c, S, H, P]: the state that enters each chunk."""
     c, _, H, P = V.shape
     # A chunk's own contribution is written where the next chunk's entering state is wanted.
     E = V.new_empty(c + 1, B.shape[-1], H, P)
-    for t in chunk_tiles(B, V):
-        scaled = (V[t] * scale[t].unsqueeze(-1)).flatten(2)
-        torch.bmm(B[t].mT, scaled, out=E[t.start + 1 : t.stop + 1].flatten(2))
+    for t in _chunk_tiles(B, V):
+        decayed = (V[t] * suffix[t].unsqueeze(-1)).flatten(2)
+        torch.bmm(B[t].mT, decayed, out=E[t.start + 1 : t.stop + 1].flatten(2))
     E = E[:-1]
-    no_entry(E, layout)
-    for kept, state in _by_chain(decay, E, layout):
+    _no_entry(E, layout)
+    for decay, state in _by_chain(prefix, E, layout):
         n = state.shape[1]
         block = math.isqrt(n - 1) + 1
         for i in range(1, block):
             here, before = state[:, i::block], slice(i - 1, n - 1, block)
-            here.addcmul_(kept[:, before], state[:, before])
+            here.addcmul_(decay[:, before], state[:, before])
         for i in range(block, n, block):
-            through = kept[:, i - 1 : min(i + block, n) - 1].cumprod(1)
+            through = decay[:, i - 1 : min(i + block, n) - 1].cumprod(1)
             state[:, i : i + block].addcmul_(through, state[:, i - 1 : i])
     return E
 
 
-def carry_back(C: Tensor, scale: Tensor, dY: Tensor, decay: Tensor, layout: Layout) -> Tensor:
-    """As `carry_on`, of the chunks behind: gradients of states, and states of the way back."""
+def _pass_state_gradients(C: Tensor, prefix: Tensor, dY: Tensor, layout: Layout) -> Tensor:
+    """F [c, S, H, P]: the gradient of the state that leaves each chunk."""
     c, _, H, P = dY.shape
     F = dY.new_empty(c + 1, C.shape[-1], H, P)
-    for t in chunk_tiles(C, dY):
-        scaled = (dY[t] * scale[t].unsqueeze(-1)).flatten(2)
-        torch.bmm(C[t].mT, scaled, out=F[t].flatten(2))
+    for t in _chunk_tiles(C, dY):
+        decayed = (dY[t] * prefix[t].unsqueeze(-1)).flatten(2)
+        torch.bmm(C[t].mT, decayed, out=F[t].flatten(2))
     F[-1] = 0
-    for kept, state in _by_chain(decay, F[:-1], layout):
+    for decay, state in _by_chain(prefix, F[:-1], layout):
         n = state.shape[1]
         block = math.isqrt(n - 1) + 1
         for i in range(block - 1, 0, -1):
             after, here = state[:, i::block], slice(i - 1, n - 1, block)
-            state[:, here].addcmul_(kept[:, here], after)
+            state[:, here].addcmul_(decay[:, here], after)
         for i in range((n - 1) // block * block, 0, -block):
-            through = kept[:, i - block : i].flip(1).cumprod(1).flip(1)
+            through = decay[:, i - block : i].flip(1).cumprod(1).flip(1)
             state[:, i - block : i].addcmul_(through, state[:, i : i + 1])
     # What a chain's first chunk would hand on to a chunk before it goes nowhere.
-    no_entry(F[:-1], layout)
+    _no_entry(F[:-1], layout)
     return F[1:]
 
 
-def _by_chain(decay: Tensor, x: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Tensor]]:
+def _by_chain(prefix: Tensor, x: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Tensor]]:
     """Views (decay [k, n, 1, H, 1] through each chunk, x [k, n, S, H, P]) of k chains of n chunks.
 
     Passing a state on is a recurrence over n. In two levels it takes 2√n steps instead of n, each
     on more numbers: first within blocks of √n chunks, all blocks at once, then block after block.
     """
-    decay = decay[:, None, :, None]
+    decay = prefix[:, -1, None, :, None]
     for begin, chains, n in layout.runs:
         run = slice(begin, begin + chains * n)
         yield tuple(y[run].unflatten(0, (chains, n)) for y in (decay, x))
 
 
-def no_entry(x: Tensor, layout: Layout, reverse: bool = False) -> None:
-    """Zero what would enter the first chunk of every chain, the last where chains run back."""
+def _no_entry(x: Tensor, layout: Layout) -> None:
+    """Zero what would enter the first chunk of every chain."""
     for begin, chains, n in layout.runs:
-        x[begin + (n - 1) * reverse : begin + chains * n : n] = 0
+        x[begin : begin + chains * n : n] = 0
 
 
 def _tile_gradients(

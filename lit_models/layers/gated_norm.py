@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.autograd import refuse_second_derivatives
-
-ROWS = 256
-"""Tokens worked on together on a CPU, so that what they need stays near the cores."""
+from kernels.resolvent.chain import tiles
 
 
 def gated_norm(
@@ -39,7 +37,7 @@ class _GatedNorm(torch.autograd.Function):
         mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / y.shape[1]
         scale = (mean_square + eps).rsqrt()
         out = torch.empty_like(y)
-        for rows in _few_rows(y):
+        for rows in tiles(*y.shape, y.device):
             torch.mul(y[rows], scale[rows], out=out[rows])
             out[rows].mul_(F.silu(z[rows]))
         ctx.save_for_backward(y, z, scale)
@@ -50,7 +48,7 @@ class _GatedNorm(torch.autograd.Function):
         refuse_second_derivatives()
         y, z, scale = ctx.saved_tensors
         dy, dz = torch.empty_like(y), torch.empty_like(z)
-        for rows in _few_rows(y):
+        for rows in tiles(*y.shape, y.device):
             normal, sigmoid = y[rows] * scale[rows], z[rows].sigmoid()
             gate = z[rows] * sigmoid
             torch.mul(d_out[rows], gate, out=dy[rows])
@@ -60,7 +58,3 @@ class _GatedNorm(torch.autograd.Function):
             # SiLU's derivative.
             dz[rows].mul_(torch.addcmul(sigmoid, gate, sigmoid, value=-1).add_(gate))
         return dy, dz, None
-
-
-def _few_rows(y: Tensor) -> list[slice]:
-    return [slice(row, row + ROWS) for row in range(0, len(y), ROWS)]

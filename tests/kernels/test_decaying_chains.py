@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels.resolvent import chain as chain_module
 from kernels.resolvent import decaying_chains as module
 from kernels.resolvent.chain import ChainPlan, chain_resolvent
 from kernels.resolvent.decaying_chains import DecayingChain, decaying_chains
@@ -69,9 +70,9 @@ def test_outputs_and_gradients(never_other, sizes, reverse, dtype, tolerance):
     assert_as_expected([chain], V, sizes=sizes, tolerance=tolerance)
 
 
-@pytest.mark.parametrize("tile", [1, 2**20], ids=["one by one", "together"])
+@pytest.mark.parametrize("tile", [1, 2**19], ids=["one by one", "together"])
 def test_both_ways_and_a_skip(monkeypatch, tile):
-    monkeypatch.setattr(module, "TILE", tile)
+    monkeypatch.setattr(chain_module, "CPU_TILE", tile)
     sizes = (150, 150, 150, 40)
     skip = torch.randn(sum(sizes), H, dtype=torch.float64).requires_grad_()
     chains, V = both_ways(sum(sizes)), random_values(sum(sizes))

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_models.layers.gated_norm import ROWS, gated_norm
+from kernels.resolvent import chain
+from lit_models.layers.gated_norm import gated_norm
+
+ROWS, WIDTH = 5, 6
 
 
 def by_autograd(y, z):
@@ -12,8 +15,9 @@ def by_autograd(y, z):
 
 
 @pytest.mark.parametrize("tokens", [0, 1, ROWS, 2 * ROWS + 3])
-def test_outputs_and_gradients(tokens):
-    y, z, d_out = torch.randn(3, tokens, 6, dtype=torch.float64)
+def test_outputs_and_gradients(monkeypatch, tokens):
+    monkeypatch.setattr(chain, "CPU_TILE", ROWS * WIDTH)
+    y, z, d_out = torch.randn(3, tokens, WIDTH, dtype=torch.float64)
     inputs = (y.requires_grad_(), z.requires_grad_())
     found, exact = gated_norm(*inputs), by_autograd(*inputs)
     torch.testing.assert_close(found, exact)
