@@ -141,7 +141,7 @@ FAULTS = [
     ),
     in_resolvent(
         "a state enters the next chain", "chain.py",
-        "x[begin + (n - 1) * reverse : begin + chains * n : n] = 0", "pass",
+        "x[begin : begin + chains * n : n] = 0", "pass",
     ),
     in_resolvent(
         "off by one block of chunks", "chain.py",
