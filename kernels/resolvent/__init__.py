@@ -11,7 +11,8 @@ from kernels.backends import Backend, can_be_checked, choose_backend, log_choice
 from kernels.resolvent.chain import ChainPlan, bidirectional_chain
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.elimination import Elimination, eliminate
-from kernels.resolvent.grid import GridPlan, four_dags
+from kernels.resolvent.grid import GridPlan
+from kernels.resolvent.grid_dags import GridDag, grid_dags
 from kernels.resolvent.neumann import neumann_error, neumann_form
 from kernels.resolvent.plan import Plan, check_edges, make_plan
 from kernels.resolvent.ragged import Ragged
@@ -25,12 +26,13 @@ __all__ = [
     "AddPlan",
     "ChainPlan",
     "Elimination",
+    "GridDag",
     "GridPlan",
     "Plan",
     "bidirectional_chain",
     "check_terms",
     "eliminate",
-    "four_dags",
+    "grid_dags",
     "make_plan",
     "neumann_error",
     "plan_of",

@@ -1,4 +1,4 @@
-"""The resolvent product on the DAG of a two-dimensional grid, band by band, and four such DAGs.
+"""The resolvent product on the DAG of a two-dimensional grid, band by band.
 
 Shapes: G images, R rows, K columns, n = R · K nodes, H heads, S state, P head dimension. b rows are
 a band of m = b · K nodes; t images, or t lanes (one head of one image), are worked on at a time.
@@ -92,40 +92,6 @@ def grid_resolvent(
     if form == "auto":
         form = "state" if nodes > max(states, STATES_FROM) else "row"
     return in_float32(_RowForm.apply if form == "row" else _state_form, *inputs)
-
-
-def four_dags(
-    left: Float[Tensor, "4 G R K H"],
-    top: Float[Tensor, "4 G R K H"],
-    B: Float[Tensor, "D G R K S"],
-    C: Float[Tensor, "D G R K S"],
-    V: Float[Tensor, "G R K H P"],
-    *,
-    backend: Backend = "auto",
-) -> Float[Tensor, "G R K H P"]:
-    """Half the sum of the four DAGs of a grid, rooted at its corners in the order of `CORNERS`.
-
-    Args:
-        left, top: per DAG, the weights that enter a node along its row and along its column, from
-            the side of the DAG's root.
-        B, C: per DAG (D = 4), per diagonal pair (D = 2: the DAGs rooted top left and bottom right,
-            then the other two), or the same for all (D = 1).
-        V: values, the same for all.
-        backend: as in `grid_resolvent`.
-
-    Raises:
-        ValueError: as `grid_resolvent`.
-
-    Source: Lahoti et al., arXiv:2510.12111, vision experiments: outputs divided by √4.
-    """
-    share = {1: (0, 0, 0, 0), 2: (0, 1, 1, 0), 4: (0, 1, 2, 3)}
-    total = torch.zeros_like(V)
-    for number, dims in enumerate(CORNERS.values()):
-        projections = (x[share[len(x)][number]] for x in (B, C))
-        inputs = (left[number], top[number], *projections, V)
-        turned = (x.flip(dims) for x in inputs)
-        total = total + grid_resolvent(*turned, backend=backend).flip(dims)
-    return total / 2
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import resolvent
-from kernels.resolvent import GridPlan, four_dags, resolvent_reference
+from kernels.resolvent import GridPlan, resolvent_reference
 from kernels.resolvent.grid import CORNERS, grid_resolvent
 
 
@@ -105,26 +105,6 @@ def test_every_corner_can_be_the_root(root):
     _, weight, B, C, V = inputs(2, 4, 3)
     y = resolvent(edges, weight, B, C, V, plan=GridPlan(2, 4, 3, root))
     torch.testing.assert_close(y, resolvent(edges, weight, B, C, V, mode="dag"))
-
-
-def test_four_dags_are_half_the_sum_of_four_resolvents():
-    left, top = torch.rand(2, 4, 2, 4, 3, 2, dtype=torch.float64)
-    B, C = torch.randn(2, 2, 2, 4, 3, 5, dtype=torch.float64)
-    V = torch.randn(2, 4, 3, 2, 6, dtype=torch.float64)
-    total = torch.zeros_like(V)
-    for number, (root, dims) in enumerate(CORNERS.items()):
-        edges = grid_edges(2, 4, 3, root)
-        along_row = (edges[0] - edges[1]).abs() == 1
-        weight = torch.where(
-            along_row[:, None],
-            left[number].flatten(0, 2)[edges[1]],
-            top[number].flatten(0, 2)[edges[1]],
-        )
-        pair = 0 if len(dims) in (0, 2) else 1
-        given = (x[pair].flatten(0, 2) for x in (B, C))
-        y = resolvent(edges, weight, *given, V.flatten(0, 2), mode="dag")
-        total += y.view_as(V) / 2
-    torch.testing.assert_close(four_dags(left, top, B, C, V), total)
 
 
 @pytest.mark.parametrize("form", ["row", "state"])

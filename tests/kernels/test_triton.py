@@ -11,8 +11,9 @@ from kernels import resolvent
 from kernels.resolvent import (
     AddPlan,
     ChainPlan,
+    GridDag,
     bidirectional_chain,
-    four_dags,
+    grid_dags,
     make_plan,
     plan_of,
     spec,
@@ -210,9 +211,15 @@ def test_sums_of_directions():
     weights = torch.rand(2, 40, 2).double()
     nodes = [*torch.randn(2, 40, 4).double(), torch.randn(40, 2, 3).double()]
     assert_same_by_torch(bidirectional_chain, [*weights, *nodes], [])
-    weights = torch.rand(2, 4, 1, 3, 4, 2).double() / 2
-    nodes = [*torch.randn(2, 2, 1, 3, 4, 4).double(), torch.randn(1, 3, 4, 2, 3).double()]
-    assert_same_by_torch(four_dags, [*weights, *nodes], [])
+    weights = torch.rand(6, 1, 3, 4, 2).double() / 2
+    nodes = [*torch.randn(4, 1, 3, 4, 4).double(), torch.randn(1, 3, 4, 2, 3).double()]
+    assert_same_by_torch(two_corners, [*weights, *nodes], [])
+
+
+def two_corners(*inputs: torch.Tensor, backend: str) -> torch.Tensor:
+    """DAGs from the top right and the bottom left, whose tensors alternate before V."""
+    dags = [GridDag(*inputs[i:-1:2], root) for i, root in enumerate(("top right", "bottom left"))]
+    return grid_dags(dags, inputs[-1], backend=backend)
 
 
 def test_a_gradient_that_is_one_number_seen_everywhere():

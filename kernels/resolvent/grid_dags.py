@@ -1,0 +1,109 @@
+"""The sum of resolvent products on DAGs of one grid, rooted at its corners, over the same values.
+
+Shapes as in `kernels.resolvent.grid`.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kernels.backends import Backend, choose_backend
+from kernels.resolvent.chain import in_float32
+from kernels.resolvent.grid import CORNERS, MOST_COLUMNS_ON_GPU, Form, grid_resolvent
+
+
+class GridDag(NamedTuple):
+    """One DAG of a batch of grids, in the images' own orientation.
+
+    Attributes:
+        left: weight of the edge that enters a node along its row, from the side of the root; not
+            read in the first column seen from there.
+        top: weight of the edge that enters a node along its column, from the side of the root; not
+            read in the first row seen from there.
+        scale: factor of a node's values, such as the step Δ.
+        B, C: input and output projection of every node, shared by the heads.
+        root: one of `CORNERS`, from which edges lead away.
+    """
+
+    left: Float[Tensor, "G R K H"]
+    top: Float[Tensor, "G R K H"]
+    scale: Float[Tensor, "G R K H"]
+    B: Float[Tensor, "G R K S"]
+    C: Float[Tensor, "G R K S"]
+    root: str = "top left"
+
+    def mix(
+        self, V: Float[Tensor, "G R K H P"], form: Form, backend: Backend
+    ) -> Float[Tensor, "G R K H P"]:
+        """`grid_resolvent` of this DAG."""
+        dims = CORNERS[self.root]
+        inputs = (self.left, self.top, self.B, self.C, V * self.scale.unsqueeze(-1))
+        turned = (x.flip(dims) for x in inputs) if dims else inputs
+        y = grid_resolvent(*turned, form=form, backend=backend)
+        return y.flip(dims) if dims else y
+
+
+def grid_dags(
+    dags: Sequence[GridDag],
+    V: Float[Tensor, "G R K H P"],
+    skip: Float[Tensor, "G R K H"] | None = None,
+    *,
+    form: Form = "auto",
+    backend: Backend = "auto",
+) -> Float[Tensor, "G R K H P"]:
+    """skip · V and the sum over DAGs of `grid_resolvent` with values scale · V.
+
+    Gradients flow to all tensors, once.
+
+    Args:
+        dags: what is summed, over the same grids from any corners.
+        V: values per head, the same for all.
+        skip: what a node's values add beside the DAGs; None for nothing.
+        form: as in `grid_resolvent`.
+        backend: as in `grid_resolvent`.
+
+    Returns:
+        [G, R, K, H, P] mixed values, in V's dtype; computed in float32 at least.
+
+    Raises:
+        ValueError: shapes, a root, form or backend do not fit.
+
+    Source: Lahoti et al., arXiv:2510.12111, vision experiments.
+    """
+    for dag in dags:
+        _check(dag, V)
+    if skip is not None and skip.shape != V.shape[:4]:
+        raise ValueError(f"skip must be {list(V.shape[:4])} as V is, got {list(skip.shape)}.")
+    if form not in ("auto", "row", "state"):
+        raise ValueError(f"form must be 'auto', 'row' or 'state', got {form!r}.")
+    inputs = (*itertools.chain.from_iterable(dag[:5] for dag in dags), V)
+    able = form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU
+    knows = f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states"
+    backend = choose_backend(backend, inputs, able, knows)
+    skip = V.new_zeros(V.shape[:4]) if skip is None else skip
+
+    def mix(*inputs: Tensor) -> Tensor:
+        *operands, skip, V = inputs
+        total = V * skip.unsqueeze(-1)
+        for i, dag in enumerate(dags):
+            total = total + GridDag(*operands[5 * i : 5 * i + 5], dag.root).mix(V, form, backend)
+        return total
+
+    given = (*inputs[:-1], skip, V)
+    return mix(*given) if backend == "triton" else in_float32(mix, *given)
+
+
+def _check(dag: GridDag, V: Tensor) -> None:
+    if dag.root not in CORNERS:
+        raise ValueError(f"root must be one of {', '.join(CORNERS)}, got {dag.root!r}.")
+    shapes = [list(x.shape) for x in dag[:5]]
+    nodes, heads = list(V.shape[:3]), list(V.shape[:4])
+    fits = shapes[:3] == [heads] * 3 and shapes[3] == shapes[4] and shapes[3][:-1] == nodes
+    if not fits:
+        raise ValueError(
+            f"With V of shape {list(V.shape)}, left, top and scale must be {heads} and B and C "
+            f"both {nodes} and a state, got {', '.join(map(str, shapes[:4]))} and {shapes[4]}."
+        )
