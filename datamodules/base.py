@@ -34,6 +34,7 @@ class DataModule(L.LightningDataModule):
         source_used: "official" or "generated", so that neither can pass for the other.
         limit: cap on the samples of a split, None for all.
         counted: what reports call samples.
+        repeats: times that an epoch shows each training sample it draws, see RepeatingSampler.
         collate: joins samples to a batch; None for torch-geometric's.
     """
 
@@ -42,6 +43,7 @@ class DataModule(L.LightningDataModule):
     task: str
     source_used: str
     limit: int | None = None
+    repeats: int = 1
     train_dataset: Dataset
     val_dataset: Dataset
     test_dataset: Dataset
@@ -134,6 +136,7 @@ class DataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             transform=self.batch_transform,
             collate=self.collate,
+            repeats=self.repeats,
         )
 
 

@@ -83,6 +83,48 @@ class NodeBudgetSampler(Sampler[list[int]]):
         return [batches[i] for i in rng.permutation(self.total)] if self.shuffle else batches
 
 
+class RepeatingSampler(NodeBudgetSampler):
+    """Repeated augmentation: an epoch shows few samples often instead of all of them once.
+
+    An epoch draws 1 / `repeats` of the samples and shows each of them `repeats` times, in batches
+    as many and as large as those of plain shuffling. The copies of a sample are dealt out among the
+    processes, so that they meet in one step of the optimiser; where processes are fewer than
+    copies, some lie in one batch.
+
+    Args:
+        samples: number of samples, all of one size.
+        batch_size, seed, rank, replicas: see NodeBudgetSampler.
+        repeats: of a sample in an epoch.
+
+    Raises:
+        DataError: no samples, or fewer samples than processes.
+
+    Source: Hoffer et al., "Augment your batch", arXiv:1901.09335, sampled as by RASampler of
+    Touvron et al., arXiv:2012.12877.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        repeats: int,
+        seed: int = 0,
+        rank: int = 0,
+        replicas: int = 1,
+    ):
+        alike = torch.ones(samples, dtype=torch.int64)
+        super().__init__(alike, batch_size, True, seed, rank, replicas)
+        self.repeats = repeats
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All batches of an epoch, those of every process included."""
+        samples = len(self.num_nodes)
+        drawn = np.random.default_rng([self.seed, epoch]).permutation(samples)
+        shown = drawn[: math.ceil(samples / self.repeats)].repeat(self.repeats)[:samples]
+        steps = np.array_split(shown, len(self))
+        return [step[i :: self.replicas].tolist() for step in steps for i in range(self.replicas)]
+
+
 @dataclass
 class _Then:
     """One function after another, in a form that processes can be handed."""
@@ -156,6 +198,7 @@ def graph_loader(
     num_workers: int = 0,
     transform: Callable[[Batch], Batch] | None = None,
     collate: Callable[[list], Any] | None = None,
+    repeats: int = 1,
 ) -> GraphLoader:
     """Batches of `dataset` for this process, see NodeBudgetSampler and GraphLoader.
 
@@ -168,9 +211,15 @@ def graph_loader(
         num_workers: loading processes.
         transform: of every batch, in the process that loads it.
         collate: joins samples to a batch; None for torch-geometric's.
+        repeats: of shuffled samples in an epoch, for samples of one size; see RepeatingSampler.
     """
     rank, replicas = _process_group()
-    sampler = NodeBudgetSampler(num_nodes, batch_size, shuffle, seed, rank, replicas, size_jitter)
+    if shuffle and repeats > 1:
+        sampler = RepeatingSampler(len(num_nodes), batch_size, repeats, seed, rank, replicas)
+    else:
+        sampler = NodeBudgetSampler(
+            num_nodes, batch_size, shuffle, seed, rank, replicas, size_jitter
+        )
     return GraphLoader(dataset, sampler, num_workers, transform, collate)
 
 
