@@ -119,6 +119,7 @@ class ImageDataModule(SourcedDataModule):
             SourcedDataModule says.
     """
 
+    counted = "images"
     classes: int
     label_names: list[str]
 

@@ -113,7 +113,7 @@ def ssd_minimal(
     weight, B, C, V = _sequences(edge_index, edge_weight, B, C, V, plan)
     # Nothing enters the first node of a chain, where the weight is 0 and its logarithm is not.
     log_weight = torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:].log()], dim=1)
-    listing = _mamba("modules.ssd_minimal").ssd_minimal_discrete
+    listing = mamba_module("modules.ssd_minimal").ssd_minimal_discrete
     Y = listing(V, log_weight, B.unsqueeze(2), C.unsqueeze(2), block)[0]
     return Y.flatten(0, 1)
 
@@ -130,7 +130,7 @@ def mamba_chunk_scan(
 ) -> Tensor:
     """mamba-ssm's Triton kernels of SSD, on chains of equal length with weights between 0 and 1."""
     weight, B, C, V = _sequences(edge_index, edge_weight, B, C, V, plan)
-    scan = _mamba("ops.triton.ssd_combined").mamba_chunk_scan_combined
+    scan = mamba_module("ops.triton.ssd_combined").mamba_chunk_scan_combined
     # Its step Δ both decays the state and scales the input. Nothing enters the first node.
     delta = torch.cat([torch.ones_like(weight[:, :1]), -weight[:, 1:].log()], dim=1)
     rate = -torch.ones(V.shape[2], device=V.device)
@@ -168,7 +168,7 @@ def _sequences(
     return tuple(x.unflatten(0, shape) for x in (weight, B, C, V))
 
 
-def _mamba(module: str) -> ModuleType:
+def mamba_module(module: str) -> ModuleType:
     """A module of mamba-ssm without the package's own __init__, which asks for a CUDA extension.
 
     Raises:

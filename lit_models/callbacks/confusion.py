@@ -11,6 +11,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lit_models.callbacks.cadence import is_due
 
+MOST_NAMED = 12
+
 
 class ConfusionMatrix(Callback):
     """Draws the confusion matrix of a classifier over the first validation set.
@@ -61,16 +63,22 @@ class ConfusionMatrix(Callback):
 
 
 def draw_confusion(counts: Tensor, names: list[str]) -> Figure:
-    """Counts [true, predicted], coloured by their share of the true class."""
+    """Counts [true, predicted], coloured by their share of the true class.
+
+    Of more than `MOST_NAMED` classes colours alone.
+    """
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    figure = Figure(figsize=(1.5 + len(names), 1 + len(names)), layout="constrained")
+    size = min(len(names), MOST_NAMED)
+    figure = Figure(figsize=(1.5 + size, 1 + size), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    axes.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(names) > MOST_NAMED:
+        return figure
     for i, row in enumerate(counts.tolist()):
         for j, count in enumerate(row):
             colour = "white" if share[i, j] > 0.5 else "black"
             axes.text(j, i, str(count), ha="center", va="center", color=colour)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true")
     return figure

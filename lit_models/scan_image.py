@@ -1,0 +1,98 @@
+"""State-space layers that read an image's patches as one sequence, row by row, both ways.
+
+What vision Mamba models do (Zhu et al., "Vision Mamba", arXiv:2401.09417), with the mixer of
+`lit_models.chimera_text`. Shapes as in `lit_models.layers.image_encoder`; N = R · K patches.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kernels.resolvent.decaying_chains import DecayingChain
+from kernels.resolvent.peers import mamba_module
+from lit_models.chimera_text import ChimeraTextMixer
+from lit_models.layers.image_encoder import ImageEncoder
+from lit_models.layers.sentences import Sentences
+
+MAMBA_CHUNK = 64  # patches that its kernels work on at once
+
+
+class PatchScan(nn.Module):
+    """A mixer of sentences on the sentence that an image's rows are, one behind the other."""
+
+    def __init__(self, mixer: ChimeraTextMixer):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Float[Tensor, "B R K D"]) -> Float[Tensor, "B R K D"]:
+        images, rows, columns, _ = x.shape
+        return self.mixer(x.flatten(0, 2), Sentences((rows * columns,) * images)).view_as(x)
+
+
+class MambaScanMixer(ChimeraTextMixer):
+    """`ChimeraTextMixer` whose chains are walked by mamba-ssm's own Triton kernels.
+
+    Raises:
+        ValueError: called with what is not on a GPU.
+    """
+
+    def mix(
+        self, v: Float[Tensor, "N H P"], chains: Sequence[DecayingChain], sizes: tuple[int, ...]
+    ) -> Float[Tensor, "N H P"]:
+        if not v.is_cuda:
+            raise ValueError(
+                "mamba-ssm's kernels need a GPU: take image_encoder@model.encoder=scan, which gives "
+                "the same."
+            )
+        scan = mamba_module("ops.triton.ssd_combined").mamba_chunk_scan_combined
+        y = v * self.D.unsqueeze(-1)
+        for chain in chains:
+            along = (x.unflatten(0, (len(sizes), -1)) for x in (v, chain.scale, chain.B, chain.C))
+            v_BTHP, delta, B, C = (x.flip(1) if chain.reverse else x for x in along)
+            rate = -self.log_decay.exp()
+            mixed = scan(v_BTHP, delta, rate, B.unsqueeze(2), C.unsqueeze(2), MAMBA_CHUNK)
+            y = y + (mixed.flip(1) if chain.reverse else mixed).flatten(0, 1)
+        return y
+
+
+class ScanImage(ImageEncoder):
+    """Mixing layers alone.
+
+    Args:
+        width: D.
+        layers: number of mixing layers.
+        state, head_dim, expand, kernel, delta_range: see `ChimeraTextMixer`.
+        patch, drop_path, grid: see `ImageEncoder`.
+
+    Raises:
+        ValueError: as `ChimeraTextMixer`.
+    """
+
+    mixer: ClassVar[type[ChimeraTextMixer]] = ChimeraTextMixer
+
+    def __init__(
+        self,
+        *,
+        width: int = 768,
+        layers: int = 23,
+        state: int = 64,
+        head_dim: int = 64,
+        expand: int = 2,
+        kernel: int = 7,
+        delta_range: Sequence[float] = (1e-3, 1e-1),
+        patch: int = 16,
+        drop_path: float = 0.0,
+        grid: Sequence[int] | None = None,
+    ):
+        how = {"head_dim": head_dim, "expand": expand, "kernel": kernel}
+        how["delta_range"] = delta_range
+        parts = [PatchScan(self.mixer(width, state, **how)) for _ in range(layers)]
+        super().__init__(parts, width=width, patch=patch, drop_path=drop_path, grid=grid)
+
+
+class MambaScanImage(ScanImage):
+    """The same by mamba-ssm, which has to be installed and needs a GPU."""
+
+    mixer: ClassVar[type[ChimeraTextMixer]] = MambaScanMixer
