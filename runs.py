@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.base import DataModule, GraphDataModule
 from datamodules.glue import GLUEDataModule
+from datamodules.images import ImageDataModule
 from datamodules.pde.module import PDEDataModule
 from errors import UserError, one_sentence_errors
 from train import prepare_process, train
@@ -95,7 +96,8 @@ def predict(run: str | Path) -> Path:
     (logits, values or vectors). Of fields to predictions.hdf5, in PDEBench's layout and the
     equation's units: of every window of the test split the frames that follow, and in `sample` and
     `first` its trajectory's number in the data's files and the number of its first frame there.
-    Of sentences to predictions.csv, one line each: its number in the test split, raw outputs.
+    Of sentences and images to predictions.csv, one line each: its number in the test split, raw
+    outputs.
     They are computed on the CPU in float32.
 
     Raises:
@@ -106,6 +108,7 @@ def predict(run: str | Path) -> Path:
         GraphDataModule: _write_rows,
         PDEDataModule: _write_fields,
         GLUEDataModule: _write_sentences,
+        ImageDataModule: _write_images,
     }
     write = next((w for kind, w in writers.items() if isinstance(datamodule, kind)), None)
     if write is None:
@@ -146,6 +149,18 @@ def _write_sentences(
         pairs = zip(batch["idx"].tolist(), outputs.tolist(), strict=True)
         rows += [[index, *output] for index, output in pairs]
     return _write_csv(run, ["sentence"], rows, model, datamodule)
+
+
+def _write_images(
+    run: Path, model: L.LightningModule, datamodule: ImageDataModule
+) -> tuple[Path, int]:
+    rows = []
+    for batch in datamodule.test_dataloader():
+        with torch.inference_mode():
+            outputs = model(datamodule.on_after_batch_transfer(batch, 0))
+        pairs = zip(batch["index"].tolist(), outputs.tolist(), strict=True)
+        rows += [[index, *output] for index, output in pairs]
+    return _write_csv(run, ["image"], rows, model, datamodule)
 
 
 def _write_csv(

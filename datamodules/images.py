@@ -154,7 +154,7 @@ class ImageDataModule(SourcedDataModule):
 
     def on_before_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
         """In training, with the "seed" of its augmentation."""
-        if self.augmentation is None or not self.trainer.training:
+        if self.augmentation is None or not (self.trainer and self.trainer.training):
             return batch
         key = (self.shuffle_seed, self.trainer.current_epoch, self.trainer.global_rank)
         digest = hashlib.blake2b(f"{key}".encode(), digest_size=8)

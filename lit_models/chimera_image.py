@@ -7,7 +7,7 @@ Shapes: B images, R × K patches, D width, H heads, P head dimension, S state si
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,8 @@ from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.gated_norm import gated_norm
 from lit_models.layers.image_encoder import ImageEncoder
 
-Normalisation = Literal["sqrt_indegree", "indegree", "none"]
+POWERS = {"sqrt_indegree": -0.5, "indegree": -1.0, "none": 0.0}
+"""Of the indegree, by which weights are normalised."""
 SETS = {"top left": 0, "bottom right": 0, "top right": 1, "bottom left": 1}
 """Which B and C a DAG has where those of a diagonal share them."""
 
@@ -141,9 +142,9 @@ class ChimeraGridMixer(GridMixer):
         kernel: int = 3,
         delta_range: Sequence[float] = (7e-3, 0.7),
         roots: Sequence[str] = tuple(CORNERS),
-        projections: Literal["diagonal", "all", "each"] = "diagonal",
-        deltas: Literal["each", "all"] = "each",
-        normalise: Normalisation = "sqrt_indegree",
+        projections: str = "diagonal",
+        deltas: str = "each",
+        normalise: str = "sqrt_indegree",
         root_emits: bool = True,
     ):
         if not roots or len({*roots} & {*CORNERS}) != len(roots):
@@ -151,7 +152,7 @@ class ChimeraGridMixer(GridMixer):
         for option, known in (
             (projections, ("diagonal", "all", "each")),
             (deltas, ("each", "all")),
-            (normalise, ("sqrt_indegree", "indegree", "none")),
+            (normalise, POWERS),
         ):
             if option not in known:
                 raise ValueError(f"Expected one of {', '.join(known)}, got {option!r}.")
@@ -195,8 +196,7 @@ class ChimeraGridMixer(GridMixer):
         return dags
 
     def _norm(self, indegree: Tensor) -> Tensor:
-        powers = {"sqrt_indegree": -0.5, "indegree": -1.0, "none": 0.0}
-        return indegree.clamp(min=1) ** powers[self.normalise]
+        return indegree.clamp(min=1) ** POWERS[self.normalise]
 
 
 @lru_cache(maxsize=64)

@@ -46,9 +46,9 @@ class ImageEncoder(nn.Module):
         self.width, self.patch = width, patch
         self.embedding = nn.Conv2d(3, width, patch, stride=patch)
         self.positions = None if grid is None else nn.Parameter(torch.zeros(1, *grid, width))
-        rates = torch.linspace(0, drop_path, len(parts)).tolist()
+        last = max(1, len(parts) - 1)
         self.blocks = nn.ModuleList(
-            PreNorm(width, rate, part) for rate, part in zip(rates, parts, strict=True)
+            PreNorm(width, drop_path * number / last, part) for number, part in enumerate(parts)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self._initialise()
