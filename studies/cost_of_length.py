@@ -32,20 +32,38 @@ def measure(
     """
     torch.manual_seed(seed)
     net = encoder()
-    seconds, mib = [], []
-    for length in lengths:
+
+    def step_at(length: int) -> Callable[[], None]:
         tokens = torch.randint(0, net.vocabulary, (1, length))
         types, tokens_of_each = torch.zeros_like(tokens), torch.tensor([length])
 
-        def step(tokens=tokens, types=types, tokens_of_each=tokens_of_each) -> None:
+        def step() -> None:
             net.zero_grad()
             net(tokens, types, tokens_of_each).sum().backward()
 
+        return step
+
+    return costs(step_at, lengths, lengths)
+
+
+def costs(
+    step_at: Callable[[int], Callable[[], None]], names: Sequence[int], amounts: Sequence[int]
+) -> dict[str, dict]:
+    """What `measure` returns, of any steps.
+
+    Args:
+        step_at: makes the step of a name.
+        names: of the steps, such as lengths or sides.
+        amounts: what slopes are taken against, rising, as many.
+    """
+    seconds, mib = [], []
+    for name in names:
+        step = step_at(name)
         mib.append(peak_bytes(step) / MIB)
         seconds.append(min(timeit.repeat(step, number=1, repeat=2)))
     test = {}
-    for name, values in (("seconds", seconds), ("mib", mib)):
-        test |= {f"{name}_{length}": value for length, value in zip(lengths, values, strict=True)}
-        slope = np.polyfit(np.log(lengths[-3:]), np.log(values[-3:]), 1)[0]
-        test[f"slope_{name}"] = float(slope)
+    for what, values in (("seconds", seconds), ("mib", mib)):
+        test |= {f"{what}_{name}": value for name, value in zip(names, values, strict=True)}
+        slope = np.polyfit(np.log(amounts[-3:]), np.log(values[-3:]), 1)[0]
+        test[f"slope_{what}"] = float(slope)
     return {"test": test}

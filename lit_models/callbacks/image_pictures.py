@@ -196,7 +196,7 @@ def draw_images(images: Float[Tensor, "B H W 3"], titles: list[str]) -> Figure:
     columns = max(1, int(len(images) ** 0.5))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.8 * columns, 2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
     for axes in panels:
         axes.axis("off")
     for axes, image, title in zip(panels, images, titles):
