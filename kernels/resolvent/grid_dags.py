@@ -7,12 +7,15 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.backends import Backend, choose_backend
+from kernels.backends import HAS_NUMBA, Backend, choose_backend
 from kernels.resolvent.chain import in_float32
 from kernels.resolvent.grid import CORNERS, MOST_COLUMNS_ON_GPU, Form, grid_resolvent
+
+STATES_FROM = 768
 
 
 class GridDag(NamedTuple):
@@ -84,6 +87,11 @@ def grid_dags(
     knows = f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states"
     backend = choose_backend(backend, inputs, able, knows)
     skip = V.new_zeros(V.shape[:4]) if skip is None else skip
+    if not V.numel() or not dags:
+        return V * skip.unsqueeze(-1)
+    compiled = HAS_NUMBA and backend == "torch" and V.device.type == "cpu"
+    if compiled and all(x.dtype != torch.float64 for x in inputs):
+        return _compiled_sum(dags, V, skip, form)
 
     def mix(*inputs: Tensor) -> Tensor:
         *operands, skip, V = inputs
@@ -94,6 +102,23 @@ def grid_dags(
 
     given = (*inputs[:-1], skip, V)
     return mix(*given) if backend == "triton" else in_float32(mix, *given)
+
+
+@torch.compiler.disable
+def _compiled_sum(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> Tensor:
+    from kernels.resolvent.grid_compiled import RowForm, StateForm, Ways
+
+    pairs = list({(id(dag.B), id(dag.C)): (dag.B, dag.C) for dag in dags}.values())
+    keys = [(id(B), id(C)) for B, C in pairs]
+    ways = Ways([dag.root for dag in dags], [keys.index((id(dag.B), id(dag.C))) for dag in dags])
+    if form == "auto":
+        form = "state" if V.shape[1] * V.shape[2] > STATES_FROM else "row"
+    apply = (RowForm if form == "row" else StateForm).apply
+    tensors = (
+        *(dag[i] for i in range(3) for dag in dags),
+        *(x[i] for i in range(2) for x in pairs),
+    )
+    return in_float32(lambda *x: apply(ways, *x[-2:], *x[:-2]), *tensors, skip, V)
 
 
 def _check(dag: GridDag, V: Tensor) -> None:
