@@ -89,7 +89,7 @@ class RepeatingSampler(NodeBudgetSampler):
     An epoch draws 1 / `repeats` of the samples and shows each of them `repeats` times, in batches
     as many and as large as those of plain shuffling. The copies of a sample are dealt out among the
     processes, so that they meet in one step of the optimiser; where processes are fewer than
-    copies, some lie in one batch.
+    copies, some lie in one batch. Copy c of sample i has the number i + c · samples.
 
     Args:
         samples: number of samples, all of one size.
@@ -120,7 +120,8 @@ class RepeatingSampler(NodeBudgetSampler):
         """All batches of an epoch, those of every process included."""
         samples = len(self.num_nodes)
         drawn = np.random.default_rng([self.seed, epoch]).permutation(samples)
-        shown = drawn[: math.ceil(samples / self.repeats)].repeat(self.repeats)[:samples]
+        first = drawn[: math.ceil(samples / self.repeats), None]
+        shown = (first + samples * np.arange(self.repeats)).flatten()[:samples]
         steps = np.array_split(shown, len(self))
         return [step[i :: self.replicas].tolist() for step in steps for i in range(self.replicas)]
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch_geometric.loader import DataLoader
 
 from datamodules.augmentation import Augmentation
 from datamodules.errors import DataError
@@ -44,7 +45,7 @@ class ImageTable:
         return digest.hexdigest()
 
     def select(self, rows: np.ndarray) -> "ImageTable":
-        """These rows alone."""
+        """The rows where `rows`, bool [N], is true."""
         kept = torch.from_numpy(rows)
         return ImageTable(self.image[kept], self.label[kept])
 
@@ -71,7 +72,8 @@ def channel_statistics(counts: Tensor) -> dict[str, list[float]]:
 class Images(Dataset):
     """Rows of an ImageTable: image uint8 [3, H, W], label and index scalars.
 
-    `index` is the number of the image in its split, whatever rows are taken.
+    `index` is the number of the image in its split, whatever rows are taken. Place
+    `i + c · len(self)` is copy c of image i, see RepeatingSampler.
     """
 
     def __init__(self, table: ImageTable, rows: Tensor | None = None):
@@ -82,12 +84,30 @@ class Images(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.rows[index]
+        row = self.rows[index % len(self)]
         return {"image": self.table.image[row], "label": self.table.label[row], "index": row}
+
+    @property
+    def label(self) -> Tensor:
+        """int64 [len(self)]: number of every image's class."""
+        return self.table.label[self.rows]
 
     def index_select(self, rows: Tensor) -> "Images":
         """These rows alone."""
         return Images(self.table, self.rows[rows])
+
+
+class Labels(Dataset):
+    """The labels alone, int64 [N], of images that need not be decoded."""
+
+    def __init__(self, label: Tensor):
+        self.label = label
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"label": self.label[index]}
 
 
 class ImageDataModule(SourcedDataModule):
@@ -151,6 +171,10 @@ class ImageDataModule(SourcedDataModule):
     @property
     def provenance(self) -> dict[str, Any]:
         return super().provenance | {"resolution": self.resolution}
+
+    def whole(self, dataset: Dataset) -> DataLoader:
+        """All labels of a split, without images: scores that need no model need no more."""
+        return DataLoader(Labels(dataset.label), self.batch_size)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
         """In training, with the "seed" of its augmentation."""
