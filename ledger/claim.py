@@ -35,9 +35,10 @@ class Statistic:
 
     Attributes:
         name: what it is called in tables.
-        kind: `ratio` (geometric mean; how many times better), `difference` (mean; how much better)
-            or `value` (mean of one arm's metric). Better is what the claim's `maximise` says, so
-            a ratio above 1 and a difference above 0 always speak for `ours`.
+        kind: `ratio` (geometric mean; how many times better), `difference` (mean; how much better),
+            `deviations` (the same in standard deviations of the rival over the seeds) or `value`
+            (mean of one arm's metric). Better is what the claim's `maximise` says, so a ratio above
+            1 and a difference above 0 always speak for `ours`.
         ours: the arm the paper speaks for.
         rivals: the arms that it is held against; none for `value`.
         beside: dotted place in a run's own report, such as `bigram.cross_entropy`, of the number
@@ -50,7 +51,7 @@ class Statistic:
     """
 
     name: str
-    kind: Literal["ratio", "difference", "value"]
+    kind: Literal["ratio", "difference", "deviations", "value"]
     ours: str
     rivals: tuple[str, ...] = ()
     beside: str | None = None

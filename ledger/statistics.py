@@ -134,6 +134,11 @@ def estimate(
         if None in pair or (statistic.kind == "ratio" and min(pair) <= 0):
             return _estimate(statistic, ours, theirs, None, None, None, "missing")
         numbers.append(_number(statistic.kind, *pair, maximise))
+    if statistic.kind == "deviations":
+        spread = stdev(theirs.values.values()) if len(numbers) > 1 else 0.0
+        if not spread:
+            return _estimate(statistic, ours, theirs, None, None, None, "missing")
+        numbers = [number / spread for number in numbers]
     mean = fmean(numbers)
     half = None
     if len(numbers) > 1:

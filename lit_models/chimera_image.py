@@ -112,9 +112,9 @@ class ChimeraGridMixer(GridMixer):
     the other; the patch gives (Σ Δ of the edges that enter it) / √indegree times its values. All
     DAGs are summed and divided by the root of their number.
 
-    Nothing enters the root. With `root_emits` it gives what a patch inside gives, (Δ_row + Δ_column)
-    / √2. Without, as in the released code, it gives nothing; then a corner reaches no patch but
-    those of its own row and column, as every other DAG has it on its border or as its last patch.
+    Nothing enters the root. With `root_emits` it gives what a patch inside gives, (Δ_row +
+    Δ_column) / √2. Without, as in the released code, it gives nothing; then a corner reaches no
+    patch but those of its own row and column, as every other DAG has it on its border or last.
 
     Args:
         width, state, head_dim, expand, kernel, delta_range: see `GridMixer`.

@@ -43,8 +43,8 @@ class MambaScanMixer(ChimeraTextMixer):
     ) -> Float[Tensor, "N H P"]:
         if not v.is_cuda:
             raise ValueError(
-                "mamba-ssm's kernels need a GPU: take image_encoder@model.encoder=scan, which gives "
-                "the same."
+                "mamba-ssm's kernels need a GPU: take image_encoder@model.encoder=scan, which "
+                "gives the same."
             )
         scan = mamba_module("ops.triton.ssd_combined").mamba_chunk_scan_combined
         y = v * self.D.unsqueeze(-1)

@@ -1,13 +1,16 @@
-"""Layers that mix patches, of equal size, against the number of patches; on a GPU if any."""
+"""Layers that mix patches, of equal size, against their number; whole networks on a GPU."""
 
+import importlib.util
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lit_models.chimera_image import ChimeraImage
+from lit_models.image_classifier import ImageClassifierNet
 from lit_models.layers.image_encoder import ImageEncoder
-from lit_models.scan_image import ScanImage
+from lit_models.scan_image import MambaScanImage, ScanImage
 from lit_models.vit import ViT
 from tests.benchmarks.timing import compare
 from tests.kernels.comparing import DEVICE
@@ -43,9 +46,7 @@ def step(encoder: ImageEncoder, images: int, side: int) -> Callable[[], None]:
 def test_layers_of_equal_size(green, record, side):
     """Width 768, about as many patches at every size of the grid."""
     green(*GREEN)
-    encoders = {
-        name: encoder(**options).to(DEVICE) for name, (encoder, options) in LAYERS.items()
-    }
+    encoders = {name: encoder(**options).to(DEVICE) for name, (encoder, options) in LAYERS.items()}
     parameters = {
         name: sum(p.numel() for p in encoder.blocks.parameters())
         for name, encoder in encoders.items()
@@ -56,3 +57,42 @@ def test_layers_of_equal_size(green, record, side):
     )
     result = {"images": IMAGES[side], "grid": side, "parameters": parameters, "times": times}
     record(f"layers of images, {side} x {side} patches", result)
+
+
+BATCH, CLASSES = 128, 1000
+NETWORKS = {
+    "Chimera": ChimeraImage,
+    "ViT": ViT,
+    "a scan": ScanImage,
+    "a scan by mamba-ssm": MambaScanImage,
+}
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_training_step_at_paper_size(green, record):
+    """ImageNet's 224 x 224 pixels, 16 x 16 a patch, in mixed precision; without the optimiser."""
+    green(*GREEN)
+    images = torch.randn(BATCH, 3, 224, 224, device=DEVICE)
+    label = torch.randint(CLASSES, (BATCH,), device=DEVICE)
+
+    def step(encoder: ImageEncoder) -> Callable[[], None]:
+        net = ImageClassifierNet(encoder, CLASSES).to(DEVICE)
+
+        def run() -> None:
+            net.zero_grad()
+            with torch.autocast(DEVICE, torch.bfloat16):
+                scores = net.of_images(images)
+            F.cross_entropy(scores.float(), label).backward()
+
+        return run
+
+    has_mamba = importlib.util.find_spec("mamba_ssm") is not None
+    steps = {
+        name: step(encoder())
+        for name, encoder in NETWORKS.items()
+        if has_mamba or encoder is not MambaScanImage
+    }
+    times = compare(steps, rounds=5)
+    for time in times.values():
+        time["images_per_second"] = float(f"{1e3 * BATCH / time['ms'][1]:.4g}")
+    record("training step of images at paper size", {"images": BATCH, "times": times})

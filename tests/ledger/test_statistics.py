@@ -134,3 +134,19 @@ def estimates(*said: str) -> list[Estimate]:
 )
 def test_the_rule_of_the_verdict(said, failures, seeds, word):
     assert verdict(estimates(*said), failures, seeds, (0, 1))[0] == word
+
+
+def test_deviations_are_those_of_the_rival_over_its_seeds():
+    ours, rival = cell("a", 0.5, 0.7, 0.6), cell("b", 0.4, 0.5, 0.6)
+    statistic = Statistic("gap", "deviations", "a", ("b",), at_most=2)
+    found = estimate(statistic, ours, rival, maximise=True)
+    assert found.value == pytest.approx(0.1 / 0.1)
+    plain = estimate(Statistic("gap", "difference", "a", ("b",)), ours, rival, maximise=True)
+    assert found.high == pytest.approx(plain.high / 0.1)
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.5, 0.5)])
+def test_without_a_deviation_nothing_is_measured_in_it(values):
+    statistic = Statistic("gap", "deviations", "a", ("b",), at_most=2)
+    ours = cell("a", *[0.6] * len(values))
+    assert estimate(statistic, ours, cell("b", *values), maximise=True).said == "missing"
