@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.cores import cores
 from datamodules.errors import DataError, one_line
+from datamodules.images import LabelledImages
 
 T, S = TypeVar("T"), TypeVar("S")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -249,11 +249,11 @@ class FileTable:
         return digest.hexdigest()
 
 
-class ImageFiles(Dataset):
-    """Rows of a FileTable, read from disk: image uint8 [3, side, side], label and index scalars.
+class ImageFiles(LabelledImages):
+    """Rows of a FileTable, read from disk at one size, see LabelledImages.
 
     In training a random part of an image is shown, a function of seed, epoch, image and copy alone;
-    else the middle. Place `i + c · len(self)` is copy c of image i, see RepeatingSampler.
+    else the middle.
 
     Args:
         root: of the tree.
@@ -278,34 +278,17 @@ class ImageFiles(Dataset):
         seed: int,
         rows: Tensor | None = None,
     ):
+        super().__init__(table.label, rows)
         self.root, self.table, self.side = root, table, side
         self.crop_fraction, self.crop_area, self.seed = crop_fraction, crop_area, seed
-        self.rows = torch.arange(len(table.label)) if rows is None else rows
         self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        copy, place = divmod(index, len(self))
-        row = int(self.rows[place])
-        return {
-            "image": self._read(row, copy),
-            "label": self.table.label[row],
-            "index": self.rows[place],
-        }
-
-    @property
-    def label(self) -> Tensor:
-        """int64 [len(self)]: number of every image's class."""
-        return self.table.label[self.rows]
 
     def index_select(self, rows: Tensor) -> "ImageFiles":
         """These rows alone."""
         how = (self.side, self.crop_fraction, self.crop_area, self.seed)
         return ImageFiles(self.root, self.table, *how, self.rows[rows])
 
-    def _read(self, row: int, copy: int) -> Tensor:
+    def image(self, row: int, copy: int) -> Tensor:
         path = self.root / self.table.path(row)
         try:
             return cut(path, self.side, lambda w, h: self._box(w, h, row, copy))
@@ -317,7 +300,7 @@ class ImageFiles(Dataset):
                     f"read ({one_line(error)}): restore it, or delete the cached folder of its set "
                     "in data.cache_dir."
                 ) from error
-            alike = self.rows[self.table.label[self.rows] == self.table.label[row]]
+            alike = self.rows[self.label == self.table.label[row]]
             other = int(alike[(torch.searchsorted(alike, row) + 1) % len(alike)])
             if other == row:
                 raise
@@ -326,7 +309,7 @@ class ImageFiles(Dataset):
                 "in its place.",
                 stacklevel=2,
             )
-            return self._read(other, copy)
+            return self.image(other, copy)
 
     def _box(self, width: int, height: int, row: int, copy: int) -> Box:
         if self.crop_area is None:
