@@ -94,10 +94,8 @@ def folders_key(root: Path, splits: Sequence[str]) -> str:
 def attempt(path: Path, look: Callable[[Image.Image], T]) -> T | None:
     """What `look` makes of an image file, None where the file cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data and very large images
-            with Image.open(path) as picture:
-                return look(picture)
+        with Image.open(path) as picture:
+            return look(picture)
     # A damaged image fails with almost any exception.
     except Exception:
         return None
@@ -125,7 +123,8 @@ def ends(path: Path) -> bool:
 
 def for_each(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
     """What `work` gives for every item, on all cores: PIL decodes beside other threads."""
-    with ThreadPoolExecutor(cores()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
+        warnings.simplefilter("ignore")  # of damaged EXIF data and very large images
         return list(pool.map(work, items))
 
 
@@ -190,18 +189,18 @@ def cut(path: Path, side: int, choose: Callable[[int, int], Box]) -> Tensor:
         choose: the part, given width and height.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of damaged EXIF data
         with Image.open(path) as picture:
             width, height = picture.size
             box = choose(width, height)
             shrink = min(box[2] - box[0], box[3] - box[1]) / side
             if shrink > 1:
-                picture.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))
-            x, y = picture.size[0] / width, picture.size[1] / height
-            box = (box[0] * x, box[1] * y, min(box[2] * x, picture.size[0]), box[3] * y)
-            box = (*box[:3], min(box[3], picture.size[1]))
-            scaled = rgb(picture).resize((side, side), Image.Resampling.BICUBIC, box=box)
-            return pixels(scaled)
+                asked = (math.ceil(width / shrink), math.ceil(height / shrink))
+                drafted = picture.draft(None, asked)
+                if drafted is not None:
+                    scale = drafted[1][2] / width
+                    box = tuple(scale * edge for edge in box)
+            return pixels(rgb(picture).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
 @dataclass
@@ -289,27 +288,41 @@ class ImageFiles(LabelledImages):
         return ImageFiles(self.root, self.table, *how, self.rows[rows])
 
     def image(self, row: int, copy: int) -> Tensor:
+        if self.crop_area is None:
+            return self._read(row, copy)
+        try:
+            return self._read(row, copy)
+        except DataError as error:
+            warnings.warn(
+                f"{error} In training the next of its class is shown in its place.", stacklevel=2
+            )
+            return self._replacement(row, copy)
+
+    def _replacement(self, row: int, copy: int) -> Tensor:
+        """The next image of a class that can be read."""
+        alike = self.rows[self.label == self.table.label[row]]
+        start = int(torch.searchsorted(alike, row)) + 1
+        for other in alike.roll(-start)[:-1].tolist():
+            try:
+                return self._read(other, copy)
+            except DataError:
+                continue
+        raise DataError(
+            f"Expected images in {self.root}, but {self.table.path(row)} cannot be read, and no "
+            "other of its class: restore them."
+        )
+
+    def _read(self, row: int, copy: int) -> Tensor:
         path = self.root / self.table.path(row)
         try:
             return cut(path, self.side, lambda w, h: self._box(w, h, row, copy))
         # A damaged image fails with almost any exception.
         except Exception as error:
-            if self.crop_area is None:
-                raise DataError(
-                    f"Expected the image that {path} held when it was prepared, but it cannot be "
-                    f"read ({one_line(error)}): restore it, or delete the cached folder of its set "
-                    "in data.cache_dir."
-                ) from error
-            alike = self.rows[self.label == self.table.label[row]]
-            other = int(alike[(torch.searchsorted(alike, row) + 1) % len(alike)])
-            if other == row:
-                raise
-            warnings.warn(
-                f"{path} cannot be read ({one_line(error)}): another image of its class is shown "
-                "in its place.",
-                stacklevel=2,
-            )
-            return self.image(other, copy)
+            raise DataError(
+                f"Expected the image that {path} held when it was prepared, but it cannot be read "
+                f"({one_line(error)}): restore it, or delete the cached folder of its set in "
+                "data.cache_dir."
+            ) from error
 
     def _box(self, width: int, height: int, row: int, copy: int) -> Box:
         if self.crop_area is None:
