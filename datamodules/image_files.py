@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
@@ -25,6 +26,7 @@ T, S = TypeVar("T"), TypeVar("S")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ANNOTATIONS = "val_annotations.txt"
 """Tiny-ImageNet's own file of the classes of its validation images."""
+ITEMS_AT_ONCE = 256
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
 """Width over height of random crops."""
@@ -123,9 +125,11 @@ def ends(path: Path) -> bool:
 
 def for_each(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
     """What `work` gives for every item, on all cores: PIL decodes beside other threads."""
+    parts = [items[i : i + ITEMS_AT_ONCE] for i in range(0, len(items), ITEMS_AT_ONCE)]
     with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
         warnings.simplefilter("ignore")  # of damaged EXIF data and very large images
-        return list(pool.map(work, items))
+        done = pool.map(lambda part: [work(item) for item in part], parts)
+        return list(chain.from_iterable(done))
 
 
 def rgb(picture: Image.Image) -> Image.Image:

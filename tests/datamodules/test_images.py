@@ -8,6 +8,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from datamodules.errors import DataError
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.images import ImageTable, held_out
 from tests.datamodules.fabricated import photographs
+from train import CONFIGS
 
 SIZES = (50, 9, 7)
 
@@ -277,6 +280,38 @@ def test_what_validates_is_stratified_exact_and_bounded():
     assert np.bincount(label[held_out(label, 0.2, 0, most=3)]).tolist() == [3] * 10
     with pytest.raises(DataError, match="leave none to train or to validate on"):
         held_out(label[:2], 0.1, 0)
+
+
+def composed(data: str, *overrides: str) -> L.LightningDataModule:
+    """The data module of a config of configs/data."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        how = ["experiment=chimera_lrgb", f"data={data}", "~data.batch_transform", *overrides]
+        cfg = compose("train", how)
+    assert cfg.task.num_outputs == cfg.data.classes
+    return instantiate(cfg.data, _convert_="all")
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "paper"])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "tiny_imagenet", "imagenet"])
+def test_configs_compose_and_give_what_a_model_takes(data, scale, tmp_path):
+    small = ["data.source=generated", "data.generated_size=[24,8,8]", "data.num_workers=0"]
+    module = composed(data, f"scale={scale}", *small, f"data.cache_dir={tmp_path}")
+    module.prepare_data()
+    module.setup()
+    batch = fit(module).train_batches[0]
+    assert batch["image"].shape[1:] == (3, module.resolution, module.resolution)
+    assert batch["image"].isfinite().all()
+    assert len(module.label_names) == module.classes
+    assert ("target" in batch) == (data == "imagenet")
+    if "target" in batch:
+        torch.testing.assert_close(batch["target"].sum(dim=1), torch.ones(len(batch["label"])))
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("none", 0), ("crop_flip", 2), ("full", 3)])
+def test_augmentation_is_a_config_group(name, pixels):
+    module = composed("cifar10", f"augmentation@data.augmentation={name}")
+    assert len(module.augmentation.pixels) == pixels
+    assert (module.augmentation.mix is not None) == (name == "full")
 
 
 @pytest.mark.parametrize(
