@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import kornia.augmentation as K
 import lightning as L
@@ -136,10 +137,18 @@ def test_the_models_random_stream_is_its_own(tmp_path):
         assert not torch.equal(one["image"], other["image"])
 
 
-def test_epochs_augment_an_image_differently(tmp_path):
-    model = fit(ready(tmp_path, augmentation=full(), generated_size=(8, 2, 2), shuffle_seed=1))
-    first, second = (batch["image"][batch["index"].argsort()] for batch in model.train_batches)
-    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def seed_of(data: CIFARDataModule, epoch: int) -> int:
+    """Of the augmentation of the same few images."""
+    training = SimpleNamespace(training=True, current_epoch=epoch, global_rank=0)
+    data.trainer = training
+    return data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"]
+
+
+def test_epochs_and_seeds_augment_the_same_images_differently(tmp_path):
+    data = ready(tmp_path, augmentation=full())
+    other = ready(tmp_path, augmentation=full(), shuffle_seed=1)
+    assert seed_of(data, 0) == seed_of(data, 0)
+    assert len({seed_of(data, 0), seed_of(data, 1), seed_of(other, 0)}) == 3
 
 
 def expected_image(data: CIFARDataModule, raw: Tensor) -> Tensor:
@@ -260,11 +269,8 @@ def test_processes_share_the_images_and_augment_them_apart(tmp_path, monkeypatch
         data = ready(tmp_path, augmentation=full())
         loader = data.train_dataloader()
         seen += [i for batch in loader for i in batch["index"].tolist()]
-        data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-        data.trainer.state.stage = L.pytorch.trainer.states.RunningStage.TRAINING
-        monkeypatch.setattr(L.Trainer, "global_rank", property(lambda _, rank=rank: rank))
-        batch = {"index": torch.arange(4)}
-        seeds.append(data.on_before_batch_transfer(batch, 0)["seed"])
+        data.trainer = SimpleNamespace(training=True, current_epoch=0, global_rank=rank)
+        seeds.append(data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"])
     assert sorted(seen) == list(range(SIZES[0]))
     assert seeds[0] != seeds[1]
 
