@@ -161,7 +161,7 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
     data = OmegaConf.to_container(cfg.data, resolve=True)
     # Everything else says which data these are.
     how = ("_target_", "batch_size", "num_workers", "size_jitter", "pre_transform")
-    how += ("batch_transform",)
+    how += ("batch_transform", "augmentation", "repeats")
     overrides = [f"data.{k}={json.dumps(v)}" for k, v in data.items() if k not in how]
     overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed")]
     environment = {

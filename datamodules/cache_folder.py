@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from datamodules.errors import DataError, one_line
 
-LIBRARIES = ("torch", "torch-geometric", "rdkit", "numpy", "h5py", "tokenizers")
+LIBRARIES = ("torch", "torch-geometric", "rdkit", "numpy", "h5py", "tokenizers", "pillow")
 
 
 @dataclass(frozen=True)

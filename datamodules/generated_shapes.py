@@ -42,7 +42,7 @@ def _draw(label: int, classes: int, side: int, rng: np.random.Generator) -> np.n
     mirrored = rng.choice([-1.0, 1.0])
     y, x = np.mgrid[:side, :side] / (side - 1) - 0.5
     # The middle between the shapes moves only so far that both stay inside.
-    middle = rng.uniform(-0.15, 0.15, size=2)
+    middle = rng.uniform(-0.13, 0.13, size=2)
     half = 0.22 * np.array([mirrored * math.cos(elevation), math.sin(elevation)])
     disc_x, disc_y = middle - half
     square_x, square_y = middle + half

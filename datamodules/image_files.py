@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
@@ -16,15 +17,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.cores import cores
 from datamodules.errors import DataError, one_line
+from datamodules.images import LabelledImages
 
 T, S = TypeVar("T"), TypeVar("S")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ANNOTATIONS = "val_annotations.txt"
 """Tiny-ImageNet's own file of the classes of its validation images."""
+ITEMS_AT_ONCE = 256
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
 """Width over height of random crops."""
@@ -94,10 +96,8 @@ def folders_key(root: Path, splits: Sequence[str]) -> str:
 def attempt(path: Path, look: Callable[[Image.Image], T]) -> T | None:
     """What `look` makes of an image file, None where the file cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data and very large images
-            with Image.open(path) as picture:
-                return look(picture)
+        with Image.open(path) as picture:
+            return look(picture)
     # A damaged image fails with almost any exception.
     except Exception:
         return None
@@ -125,8 +125,11 @@ def ends(path: Path) -> bool:
 
 def for_each(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
     """What `work` gives for every item, on all cores: PIL decodes beside other threads."""
-    with ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(work, items))
+    parts = [items[i : i + ITEMS_AT_ONCE] for i in range(0, len(items), ITEMS_AT_ONCE)]
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
+        warnings.simplefilter("ignore")  # of damaged EXIF data and very large images
+        done = pool.map(lambda part: [work(item) for item in part], parts)
+        return list(chain.from_iterable(done))
 
 
 def rgb(picture: Image.Image) -> Image.Image:
@@ -190,18 +193,18 @@ def cut(path: Path, side: int, choose: Callable[[int, int], Box]) -> Tensor:
         choose: the part, given width and height.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of damaged EXIF data
         with Image.open(path) as picture:
             width, height = picture.size
             box = choose(width, height)
             shrink = min(box[2] - box[0], box[3] - box[1]) / side
             if shrink > 1:
-                picture.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))
-            x, y = picture.size[0] / width, picture.size[1] / height
-            box = (box[0] * x, box[1] * y, min(box[2] * x, picture.size[0]), box[3] * y)
-            box = (*box[:3], min(box[3], picture.size[1]))
-            scaled = rgb(picture).resize((side, side), Image.Resampling.BICUBIC, box=box)
-            return pixels(scaled)
+                asked = (math.ceil(width / shrink), math.ceil(height / shrink))
+                drafted = picture.draft(None, asked)
+                if drafted is not None:
+                    scale = drafted[1][2] / width
+                    box = tuple(scale * edge for edge in box)
+            return pixels(rgb(picture).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
 @dataclass
@@ -249,11 +252,11 @@ class FileTable:
         return digest.hexdigest()
 
 
-class ImageFiles(Dataset):
-    """Rows of a FileTable, read from disk: image uint8 [3, side, side], label and index scalars.
+class ImageFiles(LabelledImages):
+    """Rows of a FileTable, read from disk at one size, see LabelledImages.
 
     In training a random part of an image is shown, a function of seed, epoch, image and copy alone;
-    else the middle. Place `i + c · len(self)` is copy c of image i, see RepeatingSampler.
+    else the middle.
 
     Args:
         root: of the tree.
@@ -278,32 +281,40 @@ class ImageFiles(Dataset):
         seed: int,
         rows: Tensor | None = None,
     ):
+        super().__init__(table.label, rows)
         self.root, self.table, self.side = root, table, side
         self.crop_fraction, self.crop_area, self.seed = crop_fraction, crop_area, seed
-        self.rows = torch.arange(len(table.label)) if rows is None else rows
         self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        copy, place = divmod(index, len(self))
-        row = int(self.rows[place])
-        return {
-            "image": self._read(row, copy),
-            "label": self.table.label[row],
-            "index": self.rows[place],
-        }
-
-    @property
-    def label(self) -> Tensor:
-        """int64 [len(self)]: number of every image's class."""
-        return self.table.label[self.rows]
 
     def index_select(self, rows: Tensor) -> "ImageFiles":
         """These rows alone."""
         how = (self.side, self.crop_fraction, self.crop_area, self.seed)
         return ImageFiles(self.root, self.table, *how, self.rows[rows])
+
+    def image(self, row: int, copy: int) -> Tensor:
+        if self.crop_area is None:
+            return self._read(row, copy)
+        try:
+            return self._read(row, copy)
+        except DataError as error:
+            warnings.warn(
+                f"{error} In training the next of its class is shown in its place.", stacklevel=2
+            )
+            return self._replacement(row, copy)
+
+    def _replacement(self, row: int, copy: int) -> Tensor:
+        """The next image of a class that can be read."""
+        alike = self.rows[self.label == self.table.label[row]]
+        start = int(torch.searchsorted(alike, row)) + 1
+        for other in alike.roll(-start)[:-1].tolist():
+            try:
+                return self._read(other, copy)
+            except DataError:
+                continue
+        raise DataError(
+            f"Expected images in {self.root}, but {self.table.path(row)} cannot be read, and no "
+            "other of its class: restore them."
+        )
 
     def _read(self, row: int, copy: int) -> Tensor:
         path = self.root / self.table.path(row)
@@ -311,22 +322,11 @@ class ImageFiles(Dataset):
             return cut(path, self.side, lambda w, h: self._box(w, h, row, copy))
         # A damaged image fails with almost any exception.
         except Exception as error:
-            if self.crop_area is None:
-                raise DataError(
-                    f"Expected the image that {path} held when it was prepared, but it cannot be "
-                    f"read ({one_line(error)}): restore it, or delete the cached folder of its set "
-                    "in data.cache_dir."
-                ) from error
-            alike = self.rows[self.table.label[self.rows] == self.table.label[row]]
-            other = int(alike[(torch.searchsorted(alike, row) + 1) % len(alike)])
-            if other == row:
-                raise
-            warnings.warn(
-                f"{path} cannot be read ({one_line(error)}): another image of its class is shown "
-                "in its place.",
-                stacklevel=2,
-            )
-            return self._read(other, copy)
+            raise DataError(
+                f"Expected the image that {path} held when it was prepared, but it cannot be read "
+                f"({one_line(error)}): restore it, or delete the cached folder of its set in "
+                "data.cache_dir."
+            ) from error
 
     def _box(self, width: int, height: int, row: int, copy: int) -> Box:
         if self.crop_area is None:

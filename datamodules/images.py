@@ -4,6 +4,8 @@ Shapes: B images of a batch, N of a split; H, W height and width of an image.
 """
 
 import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,28 +71,47 @@ def channel_statistics(counts: Tensor) -> dict[str, list[float]]:
     return {"mean": mean.tolist(), "std": torch.where(std > 0, std, 1.0).tolist()}
 
 
-class Images(Dataset):
-    """Rows of an ImageTable: image uint8 [3, H, W], label and index scalars.
+class LabelledImages(Dataset):
+    """Images of one class each: image uint8 [3, H, W], label and index scalars.
 
     `index` is the number of the image in its split, whatever rows are taken. Place
     `i + c · len(self)` is copy c of image i, see RepeatingSampler.
+
+    Args:
+        label: int64 [N], number of the class of every image of the split.
+        rows: that are taken; None for all.
     """
 
-    def __init__(self, table: ImageTable, rows: Tensor | None = None):
-        self.table = table
-        self.rows = torch.arange(len(table.label)) if rows is None else rows
+    def __init__(self, label: Tensor, rows: Tensor | None = None):
+        self.rows = torch.arange(len(label)) if rows is None else rows
+        self.label = label[self.rows]
+
+    @abstractmethod
+    def image(self, row: int, copy: int) -> Tensor:
+        """uint8 [3, H, W]: a copy of an image of the split."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.rows[index % len(self)]
-        return {"image": self.table.image[row], "label": self.table.label[row], "index": row}
+        copy, place = divmod(index, len(self))
+        image = self.image(int(self.rows[place]), copy)
+        return {"image": image, "label": self.label[place], "index": self.rows[place]}
 
-    @property
-    def label(self) -> Tensor:
-        """int64 [len(self)]: number of every image's class."""
-        return self.table.label[self.rows]
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        # No place is out of range, by which an iteration would otherwise know its end.
+        return (self[i] for i in range(len(self)))
+
+
+class Images(LabelledImages):
+    """Rows of an ImageTable, see LabelledImages."""
+
+    def __init__(self, table: ImageTable, rows: Tensor | None = None):
+        super().__init__(table.label, rows)
+        self.table = table
+
+    def image(self, row: int, copy: int) -> Tensor:
+        return self.table.image[row]
 
     def index_select(self, rows: Tensor) -> "Images":
         """These rows alone."""
@@ -172,7 +193,7 @@ class ImageDataModule(SourcedDataModule):
     def provenance(self) -> dict[str, Any]:
         return super().provenance | {"resolution": self.resolution}
 
-    def whole(self, dataset: Dataset) -> DataLoader:
+    def whole(self, dataset: LabelledImages) -> DataLoader:
         """All labels of a split, without images: scores that need no model need no more."""
         return DataLoader(Labels(dataset.label), self.batch_size)
 

@@ -58,7 +58,7 @@ def bundle(tmp_path_factory) -> Path:
     """The folder of a bundle without wheels, of a few generated peptides."""
     folder = tmp_path_factory.mktemp("bundle")
     overrides = ["scale=paper", *DATA, f"data.cache_dir={folder / 'cache'}"]
-    fill(folder / "gpu", ["chimera_lrgb", "gps_lrgb"], overrides, wheels=False)
+    fill(folder / "gpu", ["chimera_lrgb", "gps_lrgb"], overrides, python=None)
     archive(folder / "gpu", folder / "gpu-bundle.tar.gz")
     return folder
 

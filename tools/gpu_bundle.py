@@ -1,6 +1,7 @@
 """Pack what a GPU machine without network needs: the code, wheels it lacks, prepared data.
 
-python -m tools.gpu_bundle [EXPERIMENT …] [OVERRIDE=VALUE …] [--no-wheels]    (or: make gpu-bundle)
+python -m tools.gpu_bundle [EXPERIMENT …] [OVERRIDE=VALUE …] [--no-wheels] [--python 3.12]
+(or: make gpu-bundle)
 
 It fills gpu/, which works beside a checkout, and writes gpu-bundle.tar.gz, the code and gpu/ in
 one file. gpu/data.tar.gz holds folders of the data modules' own cache (`cache_folder.CachePlan`):
@@ -34,6 +35,7 @@ WHEELS = (
     "fla-core==0.6.0",
     "flash-linear-attention==0.6.0",
     "hydra-core",
+    "kornia",
     "mamba-ssm",
     "neuraloperator==2.0.0",
     "omegaconf",
@@ -41,6 +43,8 @@ WHEELS = (
     "tensorly",
     "tensorly-torch",
 )
+# kornia imports it, though nothing here calls it: one wheel for x86-64 Linux and one Python.
+BINARY = ("kornia_rs",)
 
 
 def main() -> None:
@@ -48,30 +52,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_bundle", allow_abbrev=False)
     parser.add_argument("words", nargs="*", metavar="EXPERIMENT or OVERRIDE=VALUE")
     parser.add_argument("--no-wheels", action="store_true", help="for a machine that lacks none")
+    parser.add_argument("--python", default="3.12", help="version of that machine's Python")
     options = parser.parse_intermixed_args()
     experiments = [word for word in options.words if "=" not in word] or ["chimera_lrgb"]
     overrides = [word for word in options.words if "=" in word]
     with one_sentence_errors():
-        fill(ROOT / "gpu", experiments, overrides, wheels=not options.no_wheels)
+        python = None if options.no_wheels else options.python
+        fill(ROOT / "gpu", experiments, overrides, python=python)
         archive(ROOT / "gpu", ROOT / "gpu-bundle.tar.gz")
 
 
-def fill(folder: Path, experiments: list[str], overrides: list[str], *, wheels: bool) -> None:
+def fill(folder: Path, experiments: list[str], overrides: list[str], *, python: str | None) -> None:
     """Write wheels/, data.tar.gz, bundle.json and SHA256SUMS; what else is there stays.
 
     Args:
         folder: written to.
         experiments: whose data are packed.
         overrides: of their configs, as `train.py` takes them.
-        wheels: False packs none.
+        python: version of the GPU machine's, such as "3.12"; None packs no wheels.
 
     Raises:
         UserError, DataError: a wheel or the data cannot be had.
     """
     shutil.rmtree(folder / "wheels", ignore_errors=True)
     (folder / "wheels").mkdir(parents=True)
-    if wheels:
-        build_wheels(folder / "wheels")
+    if python is not None:
+        build_wheels(folder / "wheels", python)
     bundle = {
         "commit": commit(),
         "code": code(),
@@ -84,22 +90,32 @@ def fill(folder: Path, experiments: list[str], overrides: list[str], *, wheels: 
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
-def build_wheels(folder: Path) -> None:
-    """Download, or build, the wheels that the machine lacks."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    command += ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(folder), *WHEELS]
+def build_wheels(folder: Path, python: str) -> None:
+    """Download, or build, the wheels that a machine with that version of Python lacks."""
+    pip = [sys.executable, "-m", "pip"]
+    how = ["--quiet", "--no-deps", "--constraint", str(ROOT / "constraints.txt")]
+    pure = [*pip, "wheel", *how, "--no-build-isolation", "--wheel-dir", str(folder), *WHEELS]
+    there = [
+        "--only-binary=:all:",
+        "--python-version",
+        python,
+        "--platform",
+        "manylinux2014_x86_64",
+    ]
+    binary = [*pip, "download", *how, *there, "--dest", str(folder), *BINARY]
     # mamba-ssm without its CUDA extension.
     without = {"MAMBA_FORCE_BUILD": "TRUE", "MAMBA_SKIP_CUDA_BUILD": "TRUE"}
-    if subprocess.run(command, env=os.environ | without, check=False).returncode != 0:
-        raise UserError(
-            "Expected wheels of every package above, but pip could not make them all: connect to "
-            "the network, or pass ARGS=--no-wheels for a machine that lacks none."
-        )
+    for command in (pure, binary):
+        if subprocess.run(command, env=os.environ | without, check=False).returncode != 0:
+            raise UserError(
+                "Expected wheels of every package above, but pip could not make them all: connect "
+                "to the network, or pass ARGS=--no-wheels for a machine that lacks none."
+            )
     for path in folder.iterdir():
-        if not path.name.endswith("-none-any.whl"):
+        if not path.name.endswith("-none-any.whl") and path.name.split("-")[0] not in BINARY:
             raise UserError(
                 f"Expected wheels of pure Python, got {path.name}, which fits one kind of machine "
-                "only: take it out of WHEELS in tools/gpu_bundle.py."
+                "only: take it out of WHEELS in tools/gpu_bundle.py, or name it in BINARY."
             )
 
 

@@ -1,4 +1,4 @@
-"""Raw files in the official layouts of LRGB, fabricated, and data modules that read them."""
+"""Raw files in official layouts, fabricated, and data modules that read them."""
 
 import csv
 import gzip
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules import lrgb
 from datamodules.lrgb import SPLITS, TASKS, LRGBDataModule
@@ -109,3 +110,23 @@ def snapshot(folder: Path) -> dict[str, tuple]:
         str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
         for p in folder.rglob("*")
     }
+
+
+def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Smooth colours with some texture, in RGB."""
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    grain = rng.normal(0, 6, (height, width, 3)).astype(int)
+    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+
+
+def photographs(root: Path, train: int, val: int, classes: int, side: int | None = None) -> None:
+    """JPEG files in `<root>/{train,val}/class<i>/`, square of one `side` or of several sizes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for kind in range(classes):
+            folder = root / split / f"class{kind}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = (side, side) if side else rng.integers(40, 90, 2).tolist()
+                photograph(rng, *size).save(folder / f"{i}.JPEG", quality=95)
