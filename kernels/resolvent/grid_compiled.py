@@ -19,7 +19,7 @@ from kernels.resolvent import grid_numba
 from kernels.resolvent.grid_numba import STATES, VALUES
 
 PARTS = 16  # of the heads, whose gradients are added up after: as many threads find something to do
-TILE = 2**23  # numbers of the masked matrices at work
+TILE = 2**22  # numbers of the masked matrices at work
 
 
 class Ways(NamedTuple):
@@ -136,7 +136,7 @@ class StateForm(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         o = _Operands.of(ways, *tensors)
         Y = torch.empty_like(o.V)
-        scratch, _ = grid_numba.scratch_of_states(o.R, o.K)
+        scratch, _ = grid_numba.scratch_of_states(o.R, o.K, o.B.shape[-1])
         operands = (*o[:8], *map(_in_blocks, (o.B, o.C)), o.V)
         _in_threads(grid_numba.mix_states, o.V.shape[0] * _lanes(o), scratch, *operands, Y)
         return Y.view(tensors[1].shape)
@@ -151,7 +151,7 @@ class StateForm(torch.autograd.Function):
         d_weights = o.empty_gradients(_lanes(o) // o.V.shape[2])
         dB, dC = (x.new_zeros(parts, *x.shape) for x in (B, C))
         dV = torch.empty_like(o.V)
-        _, scratch = grid_numba.scratch_of_states(o.R, o.K)
+        _, scratch = grid_numba.scratch_of_states(o.R, o.K, o.B.shape[-1])
         _in_threads(
             grid_numba.differentiate_states, o.V.shape[0] * parts, scratch,
             *o[:2], grid_numba.rows_of_a_band(o.R, o.K), *o[2:8], B, C, o.V, dY,

@@ -24,7 +24,7 @@ VECTORS = 2
 STATES = 4
 VALUES = VECTORS * LANES
 BLOCK = STATES * VALUES
-BAND = 2**17  # numbers of the states kept at a time, a quarter of a core's second cache
+BAND = 2**18  # numbers of the states kept at a time, half of a core's second cache
 
 compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 # Sums may be taken in any order, the same at every call.
@@ -375,37 +375,25 @@ def _adjoint_of_band(
 
 @compiled
 @no_type_check
-def _differentiate_block(
-    R, K, band, corner, left, top, B, C, x, dy, kept, states, row, dB, dC, dx, d_left, d_top
-):  # fmt: skip
-    """All gradients of a block of states, of which `kept` holds the row before each band."""
-    size = K * BLOCK
-    kept[:size] = 0
-    for first in range(band, R, band):
-        i = first // band
-        kept[i * size : i * size + size] = kept[i * size - size : i * size]
-        before = kept[i * size : i * size + size]
-        _pass_rows(first - band, first, K, corner, left, top, B, x, before)
-    row[:] = 0
-    for i in range((R - 1) // band, -1, -1):
-        first, last = i * band, min(i * band + band, R)
-        states[:size] = kept[i * size : i * size + size]
-        _states_of_band(first, last, K, corner, left, top, B, x, dy, states, dC)
-        _adjoint_of_band(
-            first, last, R, K, corner, left, top, B, C, x, dy, states, row, dB, dx, d_left, d_top
-        )  # fmt: skip
+def _keep_rows(R, K, band, corner, left, top, B, x, kept):
+    """kept [bands, K · BLOCK]: states of the row before each band."""
+    kept[0] = 0
+    for i in range(1, len(kept)):
+        kept[i] = kept[i - 1]
+        _pass_rows(i * band - band, i * band, K, corner, left, top, B, x, kept[i])
 
 
 def rows_of_a_band(R: int, K: int) -> int:
     """Rows whose states are kept at a time."""
-    return min(R, max(1, BAND // (K * BLOCK)))
+    most = max(1, BAND // (K * BLOCK))
+    return -(-R // -(-R // most))
 
 
-def scratch_of_states(R: int, K: int) -> tuple[int, int]:
+def scratch_of_states(R: int, K: int, S: int) -> tuple[int, int]:
     """Numbers that `mix_states` and `differentiate_states` need for themselves."""
     n, row, band = R * K, K * BLOCK, rows_of_a_band(R, K)
-    kept = -(-R // band) * row
-    return 3 * n * VALUES + row, 5 * n * VALUES + 2 * n * LANES + kept + (band + 2) * row
+    of_blocks = (-(-R // band) + 1) * -(-S // STATES) * row
+    return 3 * n * VALUES + row, 5 * n * VALUES + 2 * n * LANES + of_blocks + (band + 1) * row
 
 
 @compiled
@@ -458,8 +446,10 @@ def differentiate_states(
     x, dx = scratch[3 * size : 4 * size], scratch[4 * size : 5 * size]
     rest, size = scratch[5 * size :], n * LANES
     of_left, of_top = rest[:size], rest[size : 2 * size]
-    rest, size = rest[2 * size :], K * BLOCK
-    row, states, kept = rest[:size], rest[size : (band + 2) * size], rest[(band + 2) * size :]
+    rest, size, blocks_S, bands = rest[2 * size :], K * BLOCK, B.shape[2], -(-R // band)
+    states, rest = rest[: (band + 1) * size], rest[(band + 1) * size :]
+    g, rest = rest[: blocks_S * size].reshape(blocks_S, size), rest[blocks_S * size :]
+    kept = rest[: blocks_S * bands * size].reshape(blocks_S, bands, size)
     for lane in range(part * lanes // parts, (part + 1) * lanes // parts):
         head, block = lane // blocks, lane % blocks
         _take(V, image, head, block * VALUES, values)
@@ -472,13 +462,20 @@ def differentiate_states(
             dx[:] = 0
             of_left[:] = 0
             of_top[:] = 0
-            for s in range(B.shape[2]):
-                b, c = B[group[d], image, s], C[group[d], image, s]
-                db, dc = dB[part, group[d], image, s], dC[part, group[d], image, s]
-                _differentiate_block(
-                    R, K, band, corners[d], w, u, b, c, x, dy, kept, states, row, db, dc, dx,
-                    of_left, of_top,
-                )  # fmt: skip
+            g[:] = 0
+            for s in range(blocks_S):
+                _keep_rows(R, K, band, corners[d], w, u, B[group[d], image, s], x, kept[s])
+            for i in range(bands - 1, -1, -1):
+                first, last = i * band, min(i * band + band, R)
+                for s in range(blocks_S):
+                    b, c = B[group[d], image, s], C[group[d], image, s]
+                    db, dc = dB[part, group[d], image, s], dC[part, group[d], image, s]
+                    states[:size] = kept[s, i]
+                    _states_of_band(first, last, K, corners[d], w, u, b, x, dy, states, dc)
+                    _adjoint_of_band(
+                        first, last, R, K, corners[d], w, u, b, c, x, dy, states, g[s], db, dx,
+                        of_left, of_top,
+                    )  # fmt: skip
             _add_scaled(scale[d, image, head], dx, dv)
             _inner_products(dx, values, d_scale[block, d, image, head])
             _totals(of_left, d_left[block, d, image, head])
