@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from kernels.autograd import refuse_second_derivatives
 from kernels.resolvent import grid_numba
-from kernels.resolvent.grid_numba import STATES, VALUES
+from kernels.resolvent.grid_numba import STATES, VALUES, padded
 
 PARTS = 16  # of the heads, whose gradients are added up after: as many threads find something to do
 TILE = 2**22  # numbers of the masked matrices at work
@@ -94,7 +94,7 @@ class RowForm(torch.autograd.Function):
             kernel, M = _kernel(o, t), _matrices(o, t)
             tasks, scratch = M.shape[0] * M.shape[1], o.K * M.shape[-1]
             _in_threads(grid_numba.mask, tasks, scratch, *o[:2], t.start, *o[2:8], kernel, M)
-            for image, m in enumerate(M, t.start):
+            for image, m in enumerate(M[..., : M.shape[2]], t.start):
                 Y[image] = torch.bmm(m, o.V[image].transpose(0, 1)).transpose(0, 1)
         return Y.view(tensors[1].shape)
 
@@ -109,16 +109,17 @@ class RowForm(torch.autograd.Function):
         for t in _image_tiles(o):
             kernel, dM = _kernel(o, t), _matrices(o, t)
             for image, dm in enumerate(dM, t.start):
-                torch.bmm(dY[image].transpose(0, 1), o.V[image].permute(1, 2, 0), out=dm)
+                V_HPn = _padded(o.V[image]).permute(1, 2, 0)
+                torch.bmm(dY[image].transpose(0, 1), V_HPn, out=dm)
             d_kernel = kernel.new_zeros(parts, *kernel.shape)
-            n, tasks = kernel.shape[-1], len(dM) * parts
+            (n, width), tasks = kernel.shape[2:], len(dM) * parts
             _in_threads(
-                grid_numba.differentiate_mask, tasks, 2 * n * n + o.K * n,
+                grid_numba.differentiate_mask, tasks, (2 * n + o.K) * width,
                 *o[:2], t.start, *o[2:8], kernel, dM, *d_weights, d_kernel,
             )  # fmt: skip
-            for image, m in enumerate(dM, t.start):
+            for image, m in enumerate(dM[..., :n], t.start):
                 dV[image] = torch.bmm(m.mT, dY[image].transpose(0, 1)).transpose(0, 1)
-            d_kernel = d_kernel.sum(0)
+            d_kernel = d_kernel.sum(0)[..., :n]
             torch.matmul(d_kernel, o.B[:, t], out=dC[:, t])
             torch.matmul(d_kernel.mT, o.C[:, t], out=dB[:, t])
         return _gradients(o, *d_weights, dB, dC, dV)
@@ -197,13 +198,20 @@ def _image_tiles(o: _Operands) -> list[slice]:
     return [slice(first, min(first + step, G)) for first in range(0, G, step)]
 
 
-def _kernel(o: _Operands, t: slice) -> Float[Tensor, "N t n n"]:
-    return torch.matmul(o.C[:, t], o.B[:, t].mT)
+def _padded(x: Float[Tensor, "*batch n H P"]) -> Float[Tensor, "*batch width H P"]:
+    """Zeros added for nodes, so that there are whole vectors of them."""
+    return functional.pad(x, (0, 0, 0, 0, 0, padded(x.shape[-3]) - x.shape[-3]))
 
 
-def _matrices(o: _Operands, t: slice) -> Float[Tensor, "t H n n"]:
+def _kernel(o: _Operands, t: slice) -> Float[Tensor, "N t n width"]:
+    """C Bᵀ, and zeros for nodes that are not there."""
+    B = _padded(o.B[:, t].unsqueeze(-2)).squeeze(-2)
+    return torch.matmul(o.C[:, t], B.mT)
+
+
+def _matrices(o: _Operands, t: slice) -> Float[Tensor, "t H n width"]:
     _, n, H, _ = o.V.shape
-    return o.V.new_empty(t.stop - t.start, H, n, n)
+    return o.V.new_empty(t.stop - t.start, H, n, padded(n))
 
 
 def _gradients(
