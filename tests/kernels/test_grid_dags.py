@@ -1,5 +1,7 @@
 """kernels.resolvent.grid_dags against the float64 reference on the DAGs' edges, and itself."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -232,6 +234,33 @@ def test_threads_change_no_bit(form):
     for other in results[1:]:
         for found, exact in zip(other, results[0], strict=True):
             torch.testing.assert_close(found, exact, rtol=0, atol=0)
+
+
+@in_both_forms
+def test_bands_of_rows_and_tiles_of_images_change_nothing(monkeypatch, form):
+    grid_compiled = pytest.importorskip("kernels.resolvent.grid_compiled")
+    shape = (3, 7, 5)
+    dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
+    monkeypatch.setattr(grid_compiled.grid_numba, "BAND", 2 * 5 * grid_compiled.grid_numba.BLOCK)
+    monkeypatch.setattr(grid_compiled, "TILE", 2 * H * 35**2)
+    assert_as_expected(dags, V, form=form, tolerance=1e-5)
+
+
+@in_both_forms
+def test_without_numba(monkeypatch, form):
+    # The name of the module is the function's too.
+    module = importlib.import_module("kernels.resolvent.grid_dags")
+    monkeypatch.setattr(module, "_has_numba", lambda: False)
+    shape = (2, 4, 5)
+    dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
+    assert_as_expected(dags, V, form=form, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "form"), [(7, "row"), (16, "state")])
+def test_auto_takes_rows_on_small_grids(rows, form):
+    shape = (1, rows, rows)
+    dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
+    torch.testing.assert_close(grid_dags(dags, V), grid_dags(dags, V, form=form), rtol=0, atol=0)
 
 
 @in_both_forms
