@@ -147,7 +147,7 @@ def test_a_layer_patch_by_patch(root_emits):
 
 @pytest.mark.parametrize("root_emits", [True, False])
 def test_whom_a_corner_reaches(root_emits):
-    """As released only its own row and column, as it emits nothing into the DAG it is the root of."""
+    """As released only its own row and column, as it emits nothing into its own DAG."""
     mixer, x = make_mixer(kernel=1, root_emits=root_emits), torch.randn(1, 4, 5, WIDTH)
     x.requires_grad_()
     for corner in itertools.product((0, 3), (0, 4)):
