@@ -54,7 +54,7 @@ FOLDERS = ("train", "val")
 MOST_VALIDATED = 50
 """Images of a class beyond which validation costs time and tells no more."""
 MOST_DECODED = 200_000
-"""Image files of a tree up to which all of them are decoded to see whether they can be read."""
+"""Image files of train or val up to which all are decoded to see whether they can be read."""
 
 
 @dataclass(frozen=True)
@@ -345,8 +345,7 @@ def _tabulate(
     else:
         sound = for_each(decodes if len(files) <= MOST_DECODED else ends, paths)
     kept = [i for i, good in enumerate(sound) if good]
-    names = {files[i].path for i in range(len(files))}
-    lost = sorted(names - {present[i][0].path for i in kept})
+    lost = sorted({one.path for one in files} - {present[i][0].path for i in kept})
     if not kept:
         raise DataError(
             f"Expected images that can be read in {root}, but none of {len(files)} can: check that "
