@@ -19,6 +19,7 @@ from kernels.resolvent import grid_numba
 from kernels.resolvent.grid_numba import STATES, VALUES, padded
 
 PARTS = 16  # of the heads, whose gradients are added up after: as many threads find something to do
+MOST_NODES = 1024
 TILE = 2**22  # numbers of the masked matrices at work
 
 
@@ -105,12 +106,12 @@ class RowForm(torch.autograd.Function):
         dY = dY.flatten(1, 2)
         d_weights = o.empty_gradients()
         dB, dC, dV = (torch.empty_like(x) for x in (o.B, o.C, o.V))
-        parts = _parts(o, o.V.shape[2])
         for t in _image_tiles(o):
             kernel, dM = _kernel(o, t), _matrices(o, t)
             for image, dm in enumerate(dM, t.start):
                 V_HPn = _padded(o.V[image]).permute(1, 2, 0)
                 torch.bmm(dY[image].transpose(0, 1), V_HPn, out=dm)
+            parts = _parts(len(dM), lanes=dM.shape[1])
             d_kernel = kernel.new_zeros(parts, *kernel.shape)
             (n, width), tasks = kernel.shape[2:], len(dM) * parts
             _in_threads(
@@ -148,7 +149,7 @@ class StateForm(torch.autograd.Function):
         o = _Operands.of(ctx.ways, *ctx.saved_tensors)
         dY = dY.flatten(1, 2).contiguous()
         B, C = map(_in_blocks, (o.B, o.C))
-        parts = _parts(o, _lanes(o))
+        parts = _parts(len(o.V), _lanes(o))
         d_weights = o.empty_gradients(_lanes(o) // o.V.shape[2])
         dB, dC = (x.new_zeros(parts, *x.shape) for x in (B, C))
         dV = torch.empty_like(o.V)
@@ -165,9 +166,12 @@ class StateForm(torch.autograd.Function):
 def faster_form(D: int, V: Float[Tensor, "G R K H P"], S: int) -> Literal["row", "state"]:
     """By what a node of a head costs, forward and backward, as measured on 2 cores with AVX-512.
 
-    With four DAGs of 64 states and 128 values the forms meet at 27 × 27 nodes.
+    With four DAGs of 64 states and 128 values the forms meet at 27 × 27 nodes. Matrices of more
+    than `MOST_NODES` would need much memory.
     """
     _, R, K, _, P = V.shape
+    if R * K > MOST_NODES:
+        return "state"
     of_rows = R * K * (P + 32 * D)
     of_states = 5 * D * (S + 12) * -(-P // VALUES) * VALUES
     return "row" if of_rows < of_states else "state"
@@ -198,9 +202,9 @@ def _lanes(o: _Operands) -> int:
     return H * -(-P // VALUES)
 
 
-def _parts(o: _Operands, lanes: int) -> int:
-    """Into how many parts an image's lanes are cut."""
-    return min(lanes, -(-PARTS // o.V.shape[0]))
+def _parts(images: int, lanes: int) -> int:
+    """Into how many parts an image's lanes are cut, whatever the number of threads."""
+    return min(lanes, -(-PARTS // images))
 
 
 def _image_tiles(o: _Operands) -> list[slice]:
