@@ -58,7 +58,7 @@ def measure(cfg: DictConfig) -> tuple[Step, int, int]:
     datamodule.prepare_data()
     datamodule.setup("fit")
     model = instantiate(cfg.model, _convert_="all")
-    batch = next(iter(datamodule.train_dataloader()))
+    batch = datamodule.on_after_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
 
     def step() -> None:
         model.zero_grad()
