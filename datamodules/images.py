@@ -160,7 +160,6 @@ class ImageDataModule(SourcedDataModule):
             SourcedDataModule says.
     """
 
-    counted = "images"
     classes: int
     label_names: list[str]
 
