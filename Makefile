@@ -11,7 +11,7 @@ ARGS ?=
 export DATA_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train data reproduce tune results resume eval predict test test-slow test-faults benchmark \
+.PHONY: help setup train data reproduce tune results resume eval predict keep test test-slow test-faults benchmark \
 	fit-costs compile-kernels gallery lint tensorboard doctor list hours clean gpu-bundle gpu-setup gpu-test gpu-benchmark gpu-fit-costs gpu-train
 
 help: ## this list
@@ -51,6 +51,10 @@ resume eval predict: setup
 resume: ## go on with an interrupted run: RUN=runs/…
 eval: ## test a run's selected checkpoint again: RUN=runs/…
 predict: ## write a run's test predictions to RUN/predictions.csv, of fields .hdf5: RUN=runs/…
+
+keep: setup ## keep finished runs' reports and curves in results/runs: NAME=… RUNS="runs/… runs/…"
+	@test -n "$(NAME)" -a -n "$(RUNS)" || { echo 'error: name the result and the folders of runs, for instance make keep NAME=cifar10 RUNS="runs/A runs/B".'; exit 1; }
+	$(RUN_PYTHON) -m tools.keep_runs $(NAME) $(RUNS)
 
 # Two processes of one thread each: two threads that share a core with others wait for each other.
 test: setup ## the default test suite, no network and no GPU needed
