@@ -7,12 +7,15 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kernels.backends import Backend, choose_backend
 from kernels.resolvent.chain import in_float32
 from kernels.resolvent.grid import CORNERS, MOST_COLUMNS_ON_GPU, Form, grid_resolvent
+
+MOST_IN_ROWS = 400, 32  # nodes and columns of a grid whose L Triton's kernels form
 
 
 class GridDag(NamedTuple):
@@ -62,7 +65,8 @@ def grid_dags(
         dags: what is summed, over the same grids from any corners.
         V: values per head, the same for all.
         skip: what a node's values add beside the DAGs; None for nothing.
-        form: as in `grid_resolvent`.
+        form: as in `grid_resolvent`; Triton's kernels form L, merged over the DAGs, of grids of up
+            to 400 nodes and 32 columns.
         backend: as in `grid_resolvent`.
 
     Returns:
@@ -80,10 +84,16 @@ def grid_dags(
     if form not in ("auto", "row", "state"):
         raise ValueError(f"form must be 'auto', 'row' or 'state', got {form!r}.")
     inputs = (*itertools.chain.from_iterable(dag[:5] for dag in dags), V)
-    able = form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU
-    knows = f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states"
+    by_rows = form != "state" and _has_row_kernels(dags, V)
+    able = by_rows or (form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU)
+    knows = (
+        f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states, and of up to "
+        f"{MOST_IN_ROWS[1]} columns and {MOST_IN_ROWS[0]} nodes by their rows, from each corner once"
+    )
     backend = choose_backend(backend, inputs, able, knows)
     skip = V.new_zeros(V.shape[:4]) if skip is None else skip
+    if backend == "triton" and by_rows:
+        return _by_row_kernels(dags, V, skip)
 
     def mix(*inputs: Tensor) -> Tensor:
         *operands, skip, V = inputs
@@ -107,3 +117,26 @@ def _check(dag: GridDag, V: Tensor) -> None:
             f"With V of shape {list(V.shape)}, left, top and scale must be {heads} and B and C "
             f"both {nodes} and a state, got {', '.join(map(str, shapes[:4]))} and {shapes[4]}."
         )
+
+
+def _has_row_kernels(dags: Sequence[GridDag], V: Tensor) -> bool:
+    most_nodes, most_columns = MOST_IN_ROWS
+    _, rows, columns, _, _ = V.shape
+    small = rows * columns <= most_nodes and columns <= most_columns
+    return small and V.numel() > 0 and len({dag.root for dag in dags}) == len(dags) > 0
+
+
+def _by_row_kernels(dags: Sequence[GridDag], V: Tensor, skip: Tensor) -> Tensor:
+    """DAGs that share B and C have one product C Bᵀ."""
+    from kernels.resolvent.triton_backend.grid_rows import grid_rows
+
+    shared: list[GridDag] = []
+    sets = []
+    for dag in dags:
+        same = [i for i, it in enumerate(shared) if it.B is dag.B and it.C is dag.C]
+        sets.append(same[0] if same else len(shared))
+        shared += [] if same else [dag]
+    weights = (torch.stack(x) for x in list(zip(*dags, strict=True))[:3])
+    projections = (torch.stack(x) for x in list(zip(*shared, strict=True))[3:5])
+    corners = [list(CORNERS).index(dag.root) for dag in dags]
+    return grid_rows(*weights, *projections, skip, V, corners, sets)
