@@ -357,6 +357,36 @@ def grid_rows_kernel(
 
 @triton.jit
 @no_type_check
+def _of_dag(
+    L,
+    image,
+    head,
+    r,
+    q,
+    k,
+    j,
+    inside,
+    R,
+    H,
+    K: tl.constexpr,
+    HEADS: tl.constexpr,
+    SOURCES: tl.constexpr,
+    CORNER: tl.constexpr,
+):
+    """L of the nodes k of row r from the nodes j of row q, which a DAG numbers from its root on."""
+    if CORNER >= 2:
+        r = R - 1 - r
+        q = R - 1 - q
+    if CORNER % 2 == 1:
+        k = K - 1 - k
+        j = K - 1 - j
+    L += _place(image, head // HEADS, q, r, R, H, K, HEADS, SOURCES)
+    at = k * (HEADS * SOURCES) + head % HEADS * SOURCES + j
+    return tl.load(L + at, mask=inside & (r >= q), other=0.0).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
 def grid_rows_merge_kernel(
     L,
     products,
@@ -403,22 +433,11 @@ def grid_rows_merge_kernel(
         for number in tl.static_range(SETS):
             L_kj = tl.zeros([SOURCES, SOURCES], tl.float32)
             for d in tl.static_range(DAGS):
-                if (SET_OF >> (2 * d)) & 3 == number:
-                    bottom: tl.constexpr = (FROM >> (2 * d + 1)) & 1
-                    right: tl.constexpr = (FROM >> (2 * d)) & 1
-                    # As this DAG numbers them.
-                    own_r = R - 1 - r if bottom else r
-                    own_q = R - 1 - q if bottom else q
-                    own_k = K - 1 - k if right else k
-                    own_j = K - 1 - j if right else j
-                    block = head // HEADS
-                    at = _place(
-                        image + d * t, block, own_q, own_r, R, H, K, HEADS, SOURCES
+                if (SET_OF >> (2 * d) & 3) == number:
+                    L_kj += _of_dag(
+                        L, image + d * t, head, r, q, k, j, inside, R, H, K, HEADS, SOURCES,
+                        FROM >> (2 * d) & 3,
                     )  # fmt: skip
-                    lane = head % HEADS * SOURCES + own_j
-                    at = L + at + (own_k * (HEADS * SOURCES) + lane)
-                    of_dag = tl.load(at, mask=inside & (own_r >= own_q), other=0.0)
-                    L_kj += of_dag.to(tl.float32)
             M_kj += L_kj * product[number]
             if BACKWARD:
                 new = new + (d_product[number] + dM_kj * L_kj,)  # noqa: RUF005
