@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.backends import Backend, choose_backend
+from kernels.backends import HAS_NUMBA, Backend, choose_backend
 from kernels.resolvent.chain import in_float32
 from kernels.resolvent.grid import CORNERS, MOST_COLUMNS_ON_GPU, Form, grid_resolvent
 
+STATES_FROM = 768
 MOST_IN_ROWS = 400, 32  # nodes and columns of a grid whose L Triton's kernels form
 
 
@@ -92,8 +93,13 @@ def grid_dags(
     )
     backend = choose_backend(backend, inputs, able, knows)
     skip = V.new_zeros(V.shape[:4]) if skip is None else skip
+    if not V.numel() or not dags:
+        return V * skip.unsqueeze(-1)
     if backend == "triton" and by_rows:
         return _by_row_kernels(dags, V, skip)
+    compiled = HAS_NUMBA and backend == "torch" and V.device.type == "cpu"
+    if compiled and all(x.dtype != torch.float64 for x in inputs):
+        return _compiled_sum(dags, V, skip, form)
 
     def mix(*inputs: Tensor) -> Tensor:
         *operands, skip, V = inputs
@@ -104,6 +110,23 @@ def grid_dags(
 
     given = (*inputs[:-1], skip, V)
     return mix(*given) if backend == "triton" else in_float32(mix, *given)
+
+
+@torch.compiler.disable
+def _compiled_sum(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> Tensor:
+    from kernels.resolvent.grid_compiled import RowForm, StateForm, Ways
+
+    pairs = list({(id(dag.B), id(dag.C)): (dag.B, dag.C) for dag in dags}.values())
+    keys = [(id(B), id(C)) for B, C in pairs]
+    ways = Ways([dag.root for dag in dags], [keys.index((id(dag.B), id(dag.C))) for dag in dags])
+    if form == "auto":
+        form = "state" if V.shape[1] * V.shape[2] > STATES_FROM else "row"
+    apply = (RowForm if form == "row" else StateForm).apply
+    tensors = (
+        *(dag[i] for i in range(3) for dag in dags),
+        *(x[i] for i in range(2) for x in pairs),
+    )
+    return in_float32(lambda *x: apply(ways, *x[-2:], *x[:-2]), *tensors, skip, V)
 
 
 def _check(dag: GridDag, V: Tensor) -> None:
@@ -123,7 +146,7 @@ def _has_row_kernels(dags: Sequence[GridDag], V: Tensor) -> bool:
     most_nodes, most_columns = MOST_IN_ROWS
     _, rows, columns, _, _ = V.shape
     small = rows * columns <= most_nodes and columns <= most_columns
-    return small and V.numel() > 0 and len({dag.root for dag in dags}) == len(dags) > 0
+    return small and len({dag.root for dag in dags}) == len(dags)
 
 
 def _by_row_kernels(dags: Sequence[GridDag], V: Tensor, skip: Tensor) -> Tensor:
