@@ -89,7 +89,7 @@ def grid_dags(
     able = by_rows or (form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU)
     knows = (
         f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states, and of up to "
-        f"{MOST_IN_ROWS[1]} columns and {MOST_IN_ROWS[0]} nodes by their rows, from each corner once"
+        f"{MOST_IN_ROWS[1]} columns and {MOST_IN_ROWS[0]} nodes, with a DAG from a corner, by rows"
     )
     backend = choose_backend(backend, inputs, able, knows)
     skip = V.new_zeros(V.shape[:4]) if skip is None else skip

@@ -28,7 +28,7 @@ REAL = {
 }
 CASES = GRID_DAGS.cases | (REAL if DEVICE == "cuda" else {})
 in_every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-FEW = {"wide": CASES["wide"]} | (REAL if DEVICE == "cuda" else {})
+FEW = {"images": CASES["images"]} | (REAL if DEVICE == "cuda" else {})
 in_few_cases = pytest.mark.parametrize("case", FEW.values(), ids=FEW)
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
 

@@ -9,13 +9,14 @@ root:
 
 Let dM = dY Vᵀ, and let g obey the same from the far side on, g[i] = dL[i] + left[k] g[k] +
 top[l] g[l] over the nodes k and l that i sends to, with dL = dM ⊙ (C Bᵀ). Then d left[i] and
-d top[i] are Σ_s g[i, s] L[neighbour, s], d scale is the diagonal of g, and d(C Bᵀ) is Σ_heads dM ⊙ L.
+d top[i] are Σ_s g[i, s] L[neighbour, s], d scale is the diagonal of g, d skip that of dM, and
+d(C Bᵀ) is Σ_heads dM ⊙ L.
 
 A program that walks a DAG has the columns of one row of nodes and of a few heads, a lane each. A
 row of L or g is a tuple of K float32 numbers a lane; no lane needs another's. L goes to memory, in
 bfloat16 where V is; from there other programs, one for each pair of rows of an image, merge it into
-M and take the gradient of C Bᵀ. Products with V and dY are cuBLAS's. DAGs of a set share B and C.
-What rows of sources contribute to one weight's gradient is added up by torch.
+M and take the gradient of C Bᵀ. What rows of sources contribute to one weight's gradient goes to
+memory, too, and is then added up. Products with V and dY are cuBLAS's. DAGs of a set share B and C.
 
 Shapes: G images, R rows, K columns, n = R · K nodes, H heads, S state, P head dimension, D DAGs,
 N sets; t images are worked on at a time. Of two rows, q is the one of the sources.
@@ -81,7 +82,8 @@ def _grid_rows(
     Y = torch.empty_like(values)
     with torch.autocast(V.device.type, enabled=False):
         for t in dags.groups(values):
-            M, _ = dags.merged(dags.walked(t, values.dtype), _products(B[:, t], C[:, t]), t)
+            M = dags.matrices(t, values.dtype)
+            dags.merge(dags.walked(t, values.dtype), _products(B[:, t], C[:, t]), M, t)
             for h in range(V.shape[3]):
                 torch.bmm(M[:, h], _of_head(values[t], h), out=_of_head(Y[t], h))
     return Y.to(V.dtype)
@@ -105,25 +107,25 @@ def _grid_rows_backward(
     corners: list[int],
     sets: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = (left, top, scale, B, C, skip)
-    gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
-    d_left, d_top, d_scale, dB, dC, d_skip = gradients
+    gradients = tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (left, top, scale, B, C, skip)
+    )
+    *d_weights, dB, dC, d_skip = gradients
     dags = _Dags.of(left, top, scale, skip, corners, sets)
     values, dY = (x.to(_dtype_of_products(V)).contiguous() for x in (V, dY))
     dV = torch.empty_like(values)
     with torch.autocast(V.device.type, enabled=False):
         for t in dags.groups(values):
-            dM = dags.matrices(t, values.dtype)
+            M, dM = (dags.matrices(t, values.dtype) for _ in range(2))
             for h in range(V.shape[3]):
                 torch.bmm(_of_head(dY[t], h), _of_head(values[t], h).mT, out=dM[:, h])
-            d_skip[t] = dM.diagonal(dim1=-2, dim2=-1).mT.unflatten(1, V.shape[1:3])
-            products, L = _products(B[:, t], C[:, t]), dags.walked(t, values.dtype)
-            M, d_products = dags.merged(L, products, t, dM)
+            L, products = dags.walked(t, values.dtype), _products(B[:, t], C[:, t])
+            d_products = torch.empty_like(products)
+            dags.merge(L, products, M, t, (dM, d_products, d_skip[t]))
             for h in range(V.shape[3]):
                 torch.bmm(M[:, h].mT, _of_head(dY[t], h), out=_of_head(dV[t], h))
-            of_weights = dags.of_weights(dM, products, L, t)
-            for whole, part in zip((d_left, d_top, d_scale), of_weights, strict=True):
-                whole[:, t] = part
+            dags.walk_back(dM, products, L, t, [x[:, t] for x in d_weights])
             d_products = d_products.flatten(0, 1)
             of_B = torch.bmm(d_products.mT, _by_nodes(C[:, t]))
             of_C = torch.bmm(d_products, _by_nodes(B[:, t]))
@@ -156,16 +158,16 @@ def _products(B: Tensor, C: Tensor) -> Float[Tensor, "N t n n"]:
 
 
 class _Dags(NamedTuple):
-    """Weights from each DAG's root on, a head's side by side, and what else all launches need.
+    """What all launches need.
 
     Attributes:
         tile: K, and heads and sources of a program that walks.
     """
 
-    left: Float[Tensor, "D G H R K"]
-    top: Float[Tensor, "D G H R K"]
-    scale: Float[Tensor, "D G H R K"]
-    skip: Float[Tensor, "G H R K"]
+    left: Float[Tensor, "D G R K H"]
+    top: Float[Tensor, "D G R K H"]
+    scale: Float[Tensor, "D G R K H"]
+    skip: Float[Tensor, "G R K H"]
     corners: list[int]
     sets: list[int]
     tile: dict[str, int]
@@ -180,22 +182,26 @@ class _Dags(NamedTuple):
         corners: list[int],
         sets: list[int],
     ) -> "_Dags":
-        H, K = skip.shape[3], skip.shape[2]
+        _, _, K, H = skip.shape
         sources = max(4, triton.next_power_of_2(K))
         heads = min(max(1, LANES // sources), triton.next_power_of_2(H))
         tile = {"K": K, "HEADS": heads, "SOURCES": sources}
-        weights = (
-            torch.stack([_turned(x, corner) for x, corner in zip(of_dags, corners, strict=True)])
-            for of_dags in (left, top, scale)
-        )
-        weights = (x.movedim(-1, 2).contiguous() for x in weights)
-        return cls(*weights, skip.movedim(-1, 1).contiguous(), corners, sets, tile)
+        return cls(*(x.contiguous() for x in (left, top, scale, skip)), corners, sets, tile)
+
+    @property
+    def blocks(self) -> int:
+        """Of heads."""
+        return triton.cdiv(self.skip.shape[3], self.tile["HEADS"])
+
+    @property
+    def lanes(self) -> int:
+        """Of a program that walks."""
+        return self.tile["HEADS"] * self.tile["SOURCES"]
 
     def groups(self, values: Tensor) -> Iterator[slice]:
         """Images that are worked on together, as `MEMORY` allows; one at least."""
-        G, H, R, K = self.skip.shape
-        lanes = self.tile["HEADS"] * self.tile["SOURCES"]
-        L = len(self.corners) * triton.cdiv(H, self.tile["HEADS"]) * R * R * K * lanes // 2
+        G, R, K, H = self.skip.shape
+        L = len(self.corners) * self.blocks * R * (R + 1) // 2 * K * self.lanes
         numbers = L + 2 * H * (R * K) ** 2
         step = max(1, MEMORY // (numbers * values.element_size()))
         for first in range(0, G, step):
@@ -203,78 +209,85 @@ class _Dags(NamedTuple):
 
     def matrices(self, t: slice, dtype: torch.dtype) -> Float[Tensor, "t H n n"]:
         """Unwritten; cuBLAS's fast kernels want rows that begin at whole 16 bytes."""
-        _, H, R, K = self.skip.shape
+        _, R, K, H = self.skip.shape
         padded = triton.cdiv(R * K, 8) * 8
         return self.skip.new_empty(t.stop - t.start, H, R * K, padded, dtype=dtype)[..., : R * K]
 
     def walked(self, t: slice, dtype: torch.dtype) -> Float[Tensor, "D t blocks pairs K lanes"]:
         """L of all DAGs in their own order, as the programs' lanes had it."""
-        G, H, R, K = self.skip.shape
-        heads, sources = self.tile["HEADS"], self.tile["SOURCES"]
-        D, images, blocks = len(self.corners), t.stop - t.start, triton.cdiv(H, heads)
-        L = self.skip.new_empty(
-            D, images, blocks, R * (R + 1) // 2, K, heads * sources, dtype=dtype
-        )
-        for d in range(D):
+        _, R, K, H = self.skip.shape
+        shape = (t.stop - t.start, self.blocks, R * (R + 1) // 2, K, self.lanes)
+        L = self.skip.new_empty(len(self.corners), *shape, dtype=dtype)
+        for d, corner in enumerate(self.corners):
             weights = (self.left[d, t], self.top[d, t], self.scale[d, t])
-            grid = (images * R * blocks,)
-            launch(grid_rows_kernel, grid, *weights, L[d], R, H, num_warps=1, **self.tile)
+            launch(
+                grid_rows_kernel,
+                (shape[0] * self.blocks * R,),
+                *(*weights, L[d], R, H, *_ways(corner)),
+                num_warps=1,
+                **self.tile,
+            )
         return L
 
-    def merged(
-        self, L: Tensor, products: Float[Tensor, "N t n n"], t: slice, dM: Tensor | None = None
-    ) -> tuple[Float[Tensor, "t H n n"], Float[Tensor, "N t n n"]]:
-        """M, and with its gradient that of C Bᵀ."""
-        _, H, R, _ = self.skip.shape
-        M, d_products = self.matrices(t, L.dtype), torch.empty_like(products)
+    def merge(
+        self,
+        L: Float[Tensor, "D t blocks pairs K lanes"],
+        products: Float[Tensor, "N t n n"],
+        M: Float[Tensor, "t H n n"],
+        t: slice,
+        gradients: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        """Write M, and given its gradient those of C Bᵀ and skip."""
+        images, H, _, _ = M.shape
+        R = self.skip.shape[1]
         launch(
             grid_rows_merge_kernel,
-            ((t.stop - t.start) * R * R,),
-            *(L, products, self.skip[t], M, M if dM is None else dM, d_products),
-            *(t.stop - t.start, R, H, M.stride(-2)),
+            (images * R * R,),
+            *(L, products, self.skip[t], M, *(gradients or (M, M, M))),
+            *(images, R, H, M.stride(-2)),
             num_warps=1 if self.tile["SOURCES"] <= 16 else 4,
             DAGS=len(self.corners),
             FROM=_in_twos(self.corners),
             SETS=len(products),
             SET_OF=_in_twos(self.sets),
-            BACKWARD=dM is not None,
+            BACKWARD=gradients is not None,
             **self.tile,
         )
-        return M, d_products
 
-    def of_weights(
-        self, dM: Float[Tensor, "t H n n"], products: Tensor, L: Tensor, t: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of left, top and scale, [D, t, R, K, H] each, turned back."""
-        _, H, R, K = self.skip.shape
-        D, images, blocks = L.shape[:3]
-        # A piece for every row of sources, which stays 0 in the rows before it.
-        pieces = L.new_zeros(2, D, images, H, R, R, K, dtype=torch.float32)
-        d_scale = pieces.new_empty(D, images, H, R, K)
+    def walk_back(
+        self,
+        dM: Float[Tensor, "t H n n"],
+        products: Float[Tensor, "N t n n"],
+        L: Float[Tensor, "D t blocks pairs K lanes"],
+        t: slice,
+        gradients: list[Float[Tensor, "D t R K H"]],
+    ) -> None:
+        """Write the gradients of left, top and scale."""
+        images, H, _, _ = dM.shape
+        R = self.skip.shape[1]
+        pieces = L.new_empty(2, *L.shape[1:4], self.lanes, dtype=torch.float32)
+        grid = (images * self.blocks * R,)
         for d, (corner, number) in enumerate(zip(self.corners, self.sets, strict=True)):
+            d_left, d_top, d_scale = (x[d] for x in gradients)
             launch(
                 grid_rows_adjoint_kernel,
-                (images * R * blocks,),
+                grid,
                 *(self.left[d, t], self.top[d, t], dM, products[number], L[d]),
-                *(*pieces[:, d], d_scale[d], R, H, dM.stride(-2), corner // 2, corner % 2),
+                *(*pieces, d_scale, R, H, dM.stride(-2), *_ways(corner)),
                 num_warps=1,
                 **self.tile,
             )
-        return tuple(
-            torch.stack(
-                [
-                    _turned(x, corner)
-                    for x, corner in zip(of_dags.movedim(2, -1), self.corners, strict=True)
-                ]
-            )
-            for of_dags in (*pieces.sum(4), d_scale)
-        )
+            arguments = (*pieces, d_left, d_top, R, H, *_ways(corner))
+            launch(grid_rows_sum_kernel, grid, *arguments, num_warps=1, **self.tile)
 
 
-def _turned(x_GRKH: Tensor, corner: int) -> Tensor:
-    """From the images' orientation to that of a DAG, or back."""
-    dims = [dim for dim, away in ((1, corner // 2), (2, corner % 2)) if away]
-    return x_GRKH.flip(dims) if dims else x_GRKH
+def _ways(corner: int) -> tuple[int, int, int]:
+    """Whether a DAG's root is at the bottom, whether at the right, and 1.
+
+    The last is how far apart a node's heads are. Kernels must not know, or Triton would lay lanes
+    along the heads where they are loaded, and along the sources elsewhere.
+    """
+    return corner // 2, corner % 2, 1
 
 
 def _in_twos(numbers: list[int]) -> int:
@@ -285,7 +298,7 @@ def _in_twos(numbers: list[int]) -> int:
 @triton.jit
 @no_type_check
 def _program(R, H, HEADS: tl.constexpr):
-    """Image of a program that walks, in 64 bits, its row of sources and its block of heads."""
+    """Image of a program, in 64 bits, its row of an image and its block of heads."""
     blocks = tl.cdiv(H, HEADS)
     program = tl.program_id(0)
     return (program // blocks // R).to(tl.int64), program // blocks % R, program % blocks
@@ -303,14 +316,20 @@ def _lanes(block, HEADS: tl.constexpr, SOURCES: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _place(image, block, q, r, R, H, K: tl.constexpr, HEADS: tl.constexpr, SOURCES: tl.constexpr):
-    """Where L of the nodes of row r from those of row q ≤ r begins."""
-    pair = q * R - q * (q - 1) // 2 + r - q
-    pairs = R * (R + 1) // 2
-    return ((image * tl.cdiv(H, HEADS) + block) * pairs + pair) * (K * HEADS * SOURCES)
+def _pair(image, block, q, r, R, H, HEADS: tl.constexpr):
+    """Number of the pair of rows q ≤ r of a DAG, for a block of heads of an image."""
+    before = (image * tl.cdiv(H, HEADS) + block) * (R * (R + 1) // 2)
+    return before + q * R - q * (q - 1) // 2 + r - q
 
 
 @triton.jit
+@no_type_check
+def _turned(at, size, far):
+    """Place of a row or column in an image, or back, where the root is at the far end (1)."""
+    return at + far * (size - 1 - 2 * at)
+
+
+@triton.jit(do_not_specialize=["bottom", "right", "apart"])
 @no_type_check
 def grid_rows_kernel(
     left,
@@ -319,6 +338,9 @@ def grid_rows_kernel(
     L,
     R,
     H,
+    bottom,
+    right,
+    apart,
     K: tl.constexpr,
     HEADS: tl.constexpr,
     SOURCES: tl.constexpr,
@@ -327,32 +349,34 @@ def grid_rows_kernel(
     image, q, block = _program(R, H, HEADS)
     h, j = _lanes(block, HEADS, SOURCES)
     here = (h < H) & (j < K)
-    weights = (image * H + h) * (R * K)
+    first = image * R * K * H + h * apart
     L += (h - block * HEADS) * SOURCES + j
-    own = tl.load(scale + weights + q * K + j, mask=here, other=0.0).to(tl.float32)
+    at = first + (_turned(q, R, bottom) * K + _turned(j, K, right)) * H
+    own = tl.load(scale + at, mask=here, other=0.0).to(tl.float32)
     none = tl.zeros([HEADS, SOURCES], tl.float32)
     L_row = ()
     for _ in tl.static_range(K):
         L_row = L_row + (none,)  # noqa: RUF005
     for r in range(q, R):
-        of_row = weights + r * K
+        of_row = first + _turned(r, R, bottom) * K * H
         begins = tl.where(r == q, own, 0.0)
         x = none
         new = ()
         for k in tl.static_range(K):
-            w_top = tl.load(top + of_row + k, mask=here & (r > q), other=0.0).to(tl.float32)
+            at = of_row + _turned(k, K, right) * H
+            w_top = tl.load(top + at, mask=here & (r > q), other=0.0).to(tl.float32)
             entering = w_top * L_row[k] + tl.where(j == k, begins, 0.0)
             if k > 0:
-                w_left = tl.load(left + of_row + k, mask=here, other=0.0).to(tl.float32)
+                w_left = tl.load(left + at, mask=here, other=0.0).to(tl.float32)
                 x = w_left * x + entering
             else:
                 x = entering
             new = new + (x,)  # noqa: RUF005
         L_row = new
-        at = L + _place(image, block, q, r, R, H, K, HEADS, SOURCES)
+        place = _pair(image, block, q, r, R, H, HEADS) * (K * HEADS * SOURCES)
         for k in tl.static_range(K):
             number = L_row[k].to(L.dtype.element_ty)
-            tl.store(at + k * (HEADS * SOURCES), number, mask=here)
+            tl.store(L + place + k * (HEADS * SOURCES), number, mask=here)
 
 
 @triton.jit
@@ -380,7 +404,7 @@ def _of_dag(
     if CORNER % 2 == 1:
         k = K - 1 - k
         j = K - 1 - j
-    L += _place(image, head // HEADS, q, r, R, H, K, HEADS, SOURCES)
+    L += _pair(image, head // HEADS, q, r, R, H, HEADS) * (K * HEADS * SOURCES)
     at = k * (HEADS * SOURCES) + head % HEADS * SOURCES + j
     return tl.load(L + at, mask=inside & (r >= q), other=0.0).to(tl.float32)
 
@@ -394,6 +418,7 @@ def grid_rows_merge_kernel(
     M,
     dM,
     d_products,
+    d_skip,
     t,
     R,
     H,
@@ -407,7 +432,7 @@ def grid_rows_merge_kernel(
     HEADS: tl.constexpr,
     SOURCES: tl.constexpr,
 ):
-    """M of one row from one row of sources for all heads, or the gradient of C Bᵀ besides.
+    """M of one row from one row of sources for all heads, and the gradients of C Bᵀ and skip.
 
     FROM and SET_OF hold each DAG's corner and set, in two bits.
     """
@@ -426,9 +451,11 @@ def grid_rows_merge_kernel(
     for head in range(H):
         row = (image * H + head) * n + r * K + k
         of_itself = inside & (k == j) & (r == q)
-        M_kj = tl.load(skip + row + j * 0, mask=of_itself, other=0.0).to(tl.float32)
+        at = (image * n + r * K + k) * H + head + j * 0
+        M_kj = tl.load(skip + at, mask=of_itself, other=0.0).to(tl.float32)
         if BACKWARD:
             dM_kj = tl.load(dM + row * width + q * K + j, mask=inside, other=0.0).to(tl.float32)
+            tl.store(d_skip + at, dM_kj.to(d_skip.dtype.element_ty), mask=of_itself)
         new = ()
         for number in tl.static_range(SETS):
             L_kj = tl.zeros([SOURCES, SOURCES], tl.float32)
@@ -450,7 +477,7 @@ def grid_rows_merge_kernel(
             tl.store(d_products + at, d_product[number], mask=inside)
 
 
-@triton.jit(do_not_specialize=["bottom", "right"])
+@triton.jit(do_not_specialize=["bottom", "right", "apart"])
 @no_type_check
 def grid_rows_adjoint_kernel(
     left,
@@ -458,33 +485,29 @@ def grid_rows_adjoint_kernel(
     dM,
     products,
     L,
-    d_left,
-    d_top,
+    of_left,
+    of_top,
     d_scale,
     R,
     H,
     width,
     bottom,
     right,
+    apart,
     K: tl.constexpr,
     HEADS: tl.constexpr,
     SOURCES: tl.constexpr,
 ):
-    """g of one DAG from the last row back to that of the sources.
-
-    The DAG's own order but for dM and C Bᵀ, in which its root is at the bottom (1) or the top (0),
-    and at the right or the left.
-    """
+    """g of one DAG from the last row back to that of the sources, and what it tells of weights."""
     image, q, block = _program(R, H, HEADS)
     h, j = _lanes(block, HEADS, SOURCES)
     here = (h < H) & (j < K)
     n = R * K
-    weights = (image * H + h) * n
-    source = (q + bottom * (R - 1 - 2 * q)) * K + j + right * (K - 1 - 2 * j)
-    dM += weights * width + source
+    first = image * n * H + h * apart
+    source = _turned(q, R, bottom) * K + _turned(j, K, right)
+    dM += (image * H + h) * n * width + source
     products += image * n * n + source
-    L += (h - block * HEADS) * SOURCES + j
-    pieces = weights * R + q * n + j
+    lane = (h - block * HEADS) * SOURCES + j
     none = tl.zeros([HEADS, SOURCES], tl.float32)
     d_own = none
     g = ()
@@ -492,10 +515,10 @@ def grid_rows_adjoint_kernel(
         g = g + (none,)  # noqa: RUF005
     for walked in range(R - q):
         r = R - 1 - walked
-        of_row = weights + r * K
-        target = (r + bottom * (R - 1 - 2 * r)) * K + right * (K - 1)
-        L_row = L + _place(image, block, q, r, R, H, K, HEADS, SOURCES)
-        L_above = L + _place(image, block, q, r - 1, R, H, K, HEADS, SOURCES)
+        row = _turned(r, R, bottom) * K
+        row_below = _turned(r + 1, R, bottom) * K
+        pair = _pair(image, block, q, r, R, H, HEADS)
+        L_row = L + pair * (K * HEADS * SOURCES) + lane
         d_beside = none
         d_above = none
         d_own = none
@@ -503,26 +526,62 @@ def grid_rows_adjoint_kernel(
         new = ()
         for c in tl.static_range(K):
             k = K - 1 - c
-            i = target + k * (1 - 2 * right)
-            dL = tl.load(dM + i * width, mask=here, other=0.0).to(tl.float32)
-            dL *= tl.load(products + i * n, mask=here, other=0.0)
-            w_top = tl.load(top + of_row + (K + k), mask=here & (walked > 0), other=0.0)
-            dL += w_top.to(tl.float32) * g[c]
+            column = _turned(k, K, right)
+            dL = tl.load(dM + (row + column) * width, mask=here, other=0.0).to(tl.float32)
+            dL *= tl.load(products + (row + column) * n, mask=here, other=0.0)
+            at = first + (row_below + column) * H
+            w_top = tl.load(top + at, mask=here & (walked > 0), other=0.0).to(tl.float32)
+            dL += w_top * g[c]
             if c > 0:
-                w_left = tl.load(left + of_row + (k + 1), mask=here, other=0.0)
-                x = w_left.to(tl.float32) * x + dL
+                at = first + (row + _turned(k + 1, K, right)) * H
+                w_left = tl.load(left + at, mask=here, other=0.0).to(tl.float32)
+                x = w_left * x + dL
             else:
                 x = dL
             new = new + (x,)  # noqa: RUF005
-            if k > 0:
-                at = L_row + (k - 1) * (HEADS * SOURCES)
-                beside = tl.load(at, mask=here, other=0.0).to(tl.float32)
+            if c < K - 1:
+                place = (k - 1) * (HEADS * SOURCES)
+                beside = tl.load(L_row + place, mask=here, other=0.0).to(tl.float32)
                 d_beside = tl.where(j == k, tl.sum(x * beside, 1)[:, None], d_beside)
-            at = L_above + k * (HEADS * SOURCES)
-            above = tl.load(at, mask=here & (r > q), other=0.0).to(tl.float32)
+            # The pair of q and r − 1 stands before that of q and r.
+            place = (k - K) * (HEADS * SOURCES)
+            above = tl.load(L_row + place, mask=here & (r > q), other=0.0).to(tl.float32)
             d_above = tl.where(j == k, tl.sum(x * above, 1)[:, None], d_above)
             d_own = tl.where(j == k, x, d_own)
         g = new
-        tl.store(d_left + pieces + r * K, d_beside, mask=here)
-        tl.store(d_top + pieces + r * K, d_above, mask=here)
-    tl.store(d_scale + weights + q * K + j, d_own, mask=here)
+        tl.store(of_left + pair * (HEADS * SOURCES) + lane, d_beside, mask=here)
+        tl.store(of_top + pair * (HEADS * SOURCES) + lane, d_above, mask=here)
+    tl.store(d_scale + first + source * H, d_own.to(d_scale.dtype.element_ty), mask=here)
+
+
+@triton.jit(do_not_specialize=["bottom", "right", "apart"])
+@no_type_check
+def grid_rows_sum_kernel(
+    of_left,
+    of_top,
+    d_left,
+    d_top,
+    R,
+    H,
+    bottom,
+    right,
+    apart,
+    K: tl.constexpr,
+    HEADS: tl.constexpr,
+    SOURCES: tl.constexpr,
+):
+    """Gradients of the weights of a DAG's row from what the rows of sources told."""
+    image, r, block = _program(R, H, HEADS)
+    h, k = _lanes(block, HEADS, SOURCES)
+    here = (h < H) & (k < K)
+    lane = (h - block * HEADS) * SOURCES + k
+    left = tl.zeros([HEADS, SOURCES], tl.float32)
+    top = tl.zeros([HEADS, SOURCES], tl.float32)
+    for q in range(r + 1):
+        at = _pair(image, block, q, r, R, H, HEADS) * (HEADS * SOURCES) + lane
+        left += tl.load(of_left + at, mask=here, other=0.0)
+        top += tl.load(of_top + at, mask=here, other=0.0)
+    node = (image * R + _turned(r, R, bottom)) * K + _turned(k, K, right)
+    at = node * H + h * apart
+    tl.store(d_left + at, left.to(d_left.dtype.element_ty), mask=here)
+    tl.store(d_top + at, top.to(d_top.dtype.element_ty), mask=here)
