@@ -350,20 +350,22 @@ def grid_rows_kernel(
     h, j = _lanes(block, HEADS, SOURCES)
     here = (h < H) & (j < K)
     first = image * R * K * H + h * apart
+    left += first
+    top += first
     L += (h - block * HEADS) * SOURCES + j
-    at = first + (_turned(q, R, bottom) * K + _turned(j, K, right)) * H
-    own = tl.load(scale + at, mask=here, other=0.0).to(tl.float32)
+    source = _turned(q, R, bottom) * K + _turned(j, K, right)
+    own = tl.load(scale + first + source * H, mask=here, other=0.0).to(tl.float32)
     none = tl.zeros([HEADS, SOURCES], tl.float32)
     L_row = ()
     for _ in tl.static_range(K):
         L_row = L_row + (none,)  # noqa: RUF005
     for r in range(q, R):
-        of_row = first + _turned(r, R, bottom) * K * H
+        row = _turned(r, R, bottom) * K
         begins = tl.where(r == q, own, 0.0)
         x = none
         new = ()
         for k in tl.static_range(K):
-            at = of_row + _turned(k, K, right) * H
+            at = (row + _turned(k, K, right)) * H
             w_top = tl.load(top + at, mask=here & (r > q), other=0.0).to(tl.float32)
             entering = w_top * L_row[k] + tl.where(j == k, begins, 0.0)
             if k > 0:
@@ -504,6 +506,8 @@ def grid_rows_adjoint_kernel(
     here = (h < H) & (j < K)
     n = R * K
     first = image * n * H + h * apart
+    left += first
+    top += first
     source = _turned(q, R, bottom) * K + _turned(j, K, right)
     dM += (image * H + h) * n * width + source
     products += image * n * n + source
@@ -529,11 +533,11 @@ def grid_rows_adjoint_kernel(
             column = _turned(k, K, right)
             dL = tl.load(dM + (row + column) * width, mask=here, other=0.0).to(tl.float32)
             dL *= tl.load(products + (row + column) * n, mask=here, other=0.0)
-            at = first + (row_below + column) * H
+            at = (row_below + column) * H
             w_top = tl.load(top + at, mask=here & (walked > 0), other=0.0).to(tl.float32)
             dL += w_top * g[c]
             if c > 0:
-                at = first + (row + _turned(k + 1, K, right)) * H
+                at = (row + _turned(k + 1, K, right)) * H
                 w_left = tl.load(left + at, mask=here, other=0.0).to(tl.float32)
                 x = w_left * x + dL
             else:
