@@ -23,7 +23,7 @@ setup: $(INSTALLED) ## install everything into $(VENV), once
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resolvent needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make setup PYTHON=python3.11")'
 	test -x $(RUN_PYTHON) || $(PYTHON) -m venv $(VENV)
-	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev,language]'
+	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev,language]'
 	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps neuraloperator
 	touch $@
 

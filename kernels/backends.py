@@ -10,7 +10,6 @@ from torch import Tensor
 
 Backend = Literal["auto", "torch", "triton", "reference"]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool, knows: str) -> str:

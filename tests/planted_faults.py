@@ -197,6 +197,26 @@ FAULTS = [
     in_resolvent(
         "a DAG not turned back", "grid_dags.py", "return y.flip(dims) if dims else y", "return y"
     ),
+    in_resolvent(
+        "a band's first row from nowhere", "grid_numba.py",
+        "states[:size] = kept[s, i]", "states[:size] = 0",
+    ),
+    in_resolvent(
+        "weights of another node, states", "grid_numba.py",
+        "under = top[v + down] if", "under = top[v] if",
+    ),
+    in_resolvent(
+        "gradient of one part of the heads only", "grid_compiled.py",
+        "d_kernel = d_kernel.sum(0)[..., :n]", "d_kernel = d_kernel[0][..., :n]",
+    ),
+    in_resolvent(
+        "pairs of another DAG", "grid_numba.py",
+        "of_pairs = (group[d] * kernel.shape[1] + image) * size", "of_pairs = image * size",
+    ),
+    in_resolvent(
+        "something enters a grid", "grid_compiled.py",
+        "into_columns[:, -1 if below else 0] = 0", "into_columns[:, 0] = 0",
+    ),
     in_kernel(
         "sign of A, kernel", "factors.py", "value -= a.to(tl.float32)", "value += a.to(tl.float32)"
     ),
@@ -291,6 +311,14 @@ FAULTS = [
     in_kernel(
         "gradient of one block only, kernel", "grid.py",
         "dC[t] += of_C.sum(0)", "dC[t] += of_C[0]",
+    ),
+    in_kernel(
+        "rows counted from the wrong end, kernel", "grid_rows.py",
+        "if CORNER >= 2:", "if CORNER > 2:",
+    ),
+    in_kernel(
+        "gradient of one row of sources only, kernel", "grid_rows.py",
+        "for q in range(r + 1):", "for q in range(r, r + 1):",
     ),
     in_spectral_conv(
         "conjugates not counted", "basis.py", "    twice[0] = 1\n", "    twice[:] = 1\n",
@@ -433,8 +461,10 @@ def tests_of(fault: Fault) -> str:
     if path.is_relative_to("kernels/spectral_conv/triton_backend"):
         return "tests/kernels/test_spectral_conv_triton.py"
     if path.parent.name == "triton_backend" or path.stem == "schedule":
-        return "tests/kernels/test_triton.py"
-    own, op = (f"tests/kernels/test_{name}.py" for name in (path.stem, path.parent.name))
+        own = f"tests/kernels/test_{path.stem}_triton.py"
+        return own if (ROOT / own).exists() else "tests/kernels/test_triton.py"
+    stem = "grid_dags" if path.stem in ("grid_compiled", "grid_numba") else path.stem
+    own, op = (f"tests/kernels/test_{name}.py" for name in (stem, path.parent.name))
     return own if (ROOT / own).exists() else op
 
 

@@ -10,6 +10,7 @@ import torch
 
 OPTIONAL = {
     "triton": "the kernels for a GPU",
+    "numba": "sums of DAGs of images on a CPU",
     "hydra-submitit-launcher": "sweeps on a SLURM cluster",
     "ogb": "tests of the molecular features",
     "datasets": "downloads of text",

@@ -1,8 +1,9 @@
 """The sum of resolvent products on DAGs of one grid, rooted at its corners, over the same values.
 
-Shapes as in `kernels.resolvent.grid`.
+Shapes as in `kernels.resolvent.grid`, with D DAGs.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,11 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.backends import HAS_NUMBA, Backend, choose_backend
+from kernels.backends import Backend, choose_backend, log_choice
 from kernels.resolvent.chain import in_float32
 from kernels.resolvent.grid import CORNERS, MOST_COLUMNS_ON_GPU, Form, grid_resolvent
 
-STATES_FROM = 768
 MOST_IN_ROWS = 400, 32  # nodes and columns of a grid whose L Triton's kernels form
 
 
@@ -60,14 +60,19 @@ def grid_dags(
 ) -> Float[Tensor, "G R K H P"]:
     """skip · V and the sum over DAGs of `grid_resolvent` with values scale · V.
 
-    Gradients flow to all tensors, once.
+    Below float64 all DAGs are worked on together on a CPU where numba is installed, and on a GPU by
+    rows, which Triton's kernels know of grids of up to 400 nodes and 32 columns. Gradients flow to
+    all tensors, once, and do not depend on the number of threads.
 
     Args:
-        dags: what is summed, over the same grids from any corners.
+        dags: what is summed, over the same grids from any corners. Those whose B and C are the same
+            tensors share work.
         V: values per head, the same for all.
         skip: what a node's values add beside the DAGs; None for nothing.
-        form: as in `grid_resolvent`; Triton's kernels form L, merged over the DAGs, of grids of up
-            to 400 nodes and 32 columns.
+        form: `row` carries rows of L: the sum of all DAGs' masked matrices, n numbers a node, is
+            multiplied once by V; `state` carries states, S · P numbers a node and DAG; `auto` takes
+            the one that is expected to be faster. Where the DAGs are mixed one by one, as in
+            `grid_resolvent`.
         backend: as in `grid_resolvent`.
 
     Returns:
@@ -96,10 +101,14 @@ def grid_dags(
     if not V.numel() or not dags:
         return V * skip.unsqueeze(-1)
     if backend == "triton" and by_rows:
+        log_choice("grid_dags", backend, "one matrix a head", V.device.type)
         return _by_row_kernels(dags, V, skip)
-    compiled = HAS_NUMBA and backend == "torch" and V.device.type == "cpu"
-    if compiled and all(x.dtype != torch.float64 for x in inputs):
-        return _compiled_sum(dags, V, skip, form)
+    on_cpu = backend == "torch" and all(
+        x.device.type == "cpu" and x.dtype != torch.float64 for x in (*inputs, skip)
+    )
+    if on_cpu and _has_numba():
+        return _by_numba(dags, V, skip, form)
+    log_choice("grid_dags", backend, "DAG by DAG", V.device.type)
 
     def mix(*inputs: Tensor) -> Tensor:
         *operands, skip, V = inputs
@@ -112,20 +121,31 @@ def grid_dags(
     return mix(*given) if backend == "triton" else in_float32(mix, *given)
 
 
-@torch.compiler.disable
-def _compiled_sum(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> Tensor:
-    from kernels.resolvent.grid_compiled import RowForm, StateForm, Ways
+@functools.cache
+def _has_numba() -> bool:
+    try:
+        import kernels.resolvent.grid_compiled  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
-    pairs = list({(id(dag.B), id(dag.C)): (dag.B, dag.C) for dag in dags}.values())
-    keys = [(id(B), id(C)) for B, C in pairs]
-    ways = Ways([dag.root for dag in dags], [keys.index((id(dag.B), id(dag.C))) for dag in dags])
+
+@torch.compiler.disable
+def _by_numba(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> Tensor:
+    from kernels.resolvent.grid_compiled import RowForm, StateForm, Ways, faster_form
+
     if form == "auto":
-        form = "state" if V.shape[1] * V.shape[2] > STATES_FROM else "row"
+        form = faster_form(len(dags), V, dags[0].B.shape[-1])
+    log_choice("grid_dags", "torch", f"{form} form by numba", "cpu")
+    # Those of several DAGs once.
+    groups = list({(id(dag.B), id(dag.C)): dag for dag in dags}.values())
+    of_dags = [
+        next(i for i, other in enumerate(groups) if dag.B is other.B and dag.C is other.C)
+        for dag in dags
+    ]
     apply = (RowForm if form == "row" else StateForm).apply
-    tensors = (
-        *(dag[i] for i in range(3) for dag in dags),
-        *(x[i] for i in range(2) for x in pairs),
-    )
+    ways = Ways([dag.root for dag in dags], of_dags)
+    tensors = [dag[i] for i in range(3) for dag in dags] + [x[i] for i in (3, 4) for x in groups]
     return in_float32(lambda *x: apply(ways, *x[-2:], *x[:-2]), *tensors, skip, V)
 
 

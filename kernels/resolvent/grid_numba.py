@@ -17,14 +17,14 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, register_jitable, register_model
 
 LANES = 16  # floats of a vector: of AVX-512; LLVM splits it where vectors are shorter
 VECTORS = 2
 STATES = 4
 VALUES = VECTORS * LANES
 BLOCK = STATES * VALUES
-BAND = 2**17  # numbers of the states kept at a time, a quarter of a core's second cache
+BAND = 2**18  # numbers of the states kept at a time, half of a core's second cache
 
 compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 # Sums may be taken in any order, the same at every call.
@@ -42,7 +42,7 @@ class Vectors(types.Type):
 
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_BLOCK, _VALUES = Vectors(STATES * VECTORS), Vectors(VECTORS)
+_ONE, _VALUES, _BLOCK = Vectors(1), Vectors(VECTORS), Vectors(STATES * VECTORS)
 
 
 @register_model(Vectors)
@@ -114,11 +114,29 @@ def _loaded(kind: Vectors, array):
     return kind(array, types.int64), code
 
 
+def _zeros(kind: Vectors):
+    return kind(), lambda context, *_: ir.Constant(context.get_value_type(kind), None)
+
+
 @intrinsic
 @no_type_check
 def zero_block(typing):
     """A block of zeros."""
-    return _BLOCK(), lambda context, builder, *_: ir.Constant(context.get_value_type(_BLOCK), None)
+    return _zeros(_BLOCK)
+
+
+@intrinsic
+@no_type_check
+def zero_vector(typing):
+    """A vector of zeros."""
+    return _zeros(_ONE)
+
+
+@intrinsic
+@no_type_check
+def load_vector(typing, array, at):
+    """The vector array[at:]."""
+    return _loaded(_ONE, array)
 
 
 @intrinsic
@@ -219,11 +237,15 @@ def _sums_of_four(builder, a, b, c, d):
         for x, y in ((a, b), (c, d))
     )
     total = added(ab, cd, (0, 1, b_of, next_of), (2, 3, b_of + 2, next_of + 2))
-    while total.type.count > STATES:
-        half = total.type.count // 2
+    return _folded(builder, total, STATES)
+
+
+def _folded(builder, x, count: int):
+    """Halves of a vector added up until `count` numbers are left."""
+    while (half := x.type.count // 2) >= count:
         parts = (range(half), range(half, 2 * half))
-        total = builder.fadd(*(_shuffled(builder, total, total, [*part]) for part in parts))
-    return total
+        x = builder.fadd(*(_shuffled(builder, x, x, [*part]) for part in parts))
+    return x
 
 
 @intrinsic
@@ -242,6 +264,44 @@ def add_inner_product(typing, array, at, g, h):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, _BLOCK, _BLOCK), code
+
+
+@intrinsic
+@no_type_check
+def weighted(typing, a, x, b, y):
+    """The vector a x + b y."""
+
+    def code(context, builder, signature, args):
+        a, b = (_everywhere(builder, args[i]) for i in (0, 2))
+        (x,), (y,) = (_unpacked(builder, args[i]) for i in (1, 3))
+        return _packed(builder, [_multiply_add(builder, a, x, builder.fmul(b, y))])
+
+    return _ONE(types.float32, _ONE, types.float32, _ONE), code
+
+
+@intrinsic
+@no_type_check
+def product_and(typing, x, y, z):
+    """The vector x y + z."""
+
+    def code(context, builder, signature, args):
+        (x,), (y,), (z,) = (_unpacked(builder, each) for each in args)
+        return _packed(builder, [_multiply_add(builder, x, y, z)])
+
+    return _ONE(_ONE, _ONE, _ONE), code
+
+
+@intrinsic
+@no_type_check
+def total_of(typing, x):
+    """The sum of a vector's numbers."""
+
+    def code(context, builder, signature, args):
+        (x,) = _unpacked(builder, args[0])
+        x = _folded(builder, x, 1)
+        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(_ONE), code
 
 
 @compiled
@@ -375,37 +435,25 @@ def _adjoint_of_band(
 
 @compiled
 @no_type_check
-def _differentiate_block(
-    R, K, band, corner, left, top, B, C, x, dy, kept, states, row, dB, dC, dx, d_left, d_top
-):  # fmt: skip
-    """All gradients of a block of states, of which `kept` holds the row before each band."""
-    size = K * BLOCK
-    kept[:size] = 0
-    for first in range(band, R, band):
-        i = first // band
-        kept[i * size : i * size + size] = kept[i * size - size : i * size]
-        before = kept[i * size : i * size + size]
-        _pass_rows(first - band, first, K, corner, left, top, B, x, before)
-    row[:] = 0
-    for i in range((R - 1) // band, -1, -1):
-        first, last = i * band, min(i * band + band, R)
-        states[:size] = kept[i * size : i * size + size]
-        _states_of_band(first, last, K, corner, left, top, B, x, dy, states, dC)
-        _adjoint_of_band(
-            first, last, R, K, corner, left, top, B, C, x, dy, states, row, dB, dx, d_left, d_top
-        )  # fmt: skip
+def _keep_rows(R, K, band, corner, left, top, B, x, kept):
+    """kept [bands, K · BLOCK]: states of the row before each band."""
+    kept[0] = 0
+    for i in range(1, len(kept)):
+        kept[i] = kept[i - 1]
+        _pass_rows(i * band - band, i * band, K, corner, left, top, B, x, kept[i])
 
 
 def rows_of_a_band(R: int, K: int) -> int:
     """Rows whose states are kept at a time."""
-    return min(R, max(1, BAND // (K * BLOCK)))
+    most = max(1, BAND // (K * BLOCK))
+    return -(-R // -(-R // most))
 
 
-def scratch_of_states(R: int, K: int) -> tuple[int, int]:
+def scratch_of_states(R: int, K: int, S: int) -> tuple[int, int]:
     """Numbers that `mix_states` and `differentiate_states` need for themselves."""
     n, row, band = R * K, K * BLOCK, rows_of_a_band(R, K)
-    kept = -(-R // band) * row
-    return 3 * n * VALUES + row, 5 * n * VALUES + 2 * n * LANES + kept + (band + 2) * row
+    of_blocks = (-(-R // band) + 1) * -(-S // STATES) * row
+    return 3 * n * VALUES + row, 5 * n * VALUES + 2 * n * LANES + of_blocks + (band + 1) * row
 
 
 @compiled
@@ -458,8 +506,10 @@ def differentiate_states(
     x, dx = scratch[3 * size : 4 * size], scratch[4 * size : 5 * size]
     rest, size = scratch[5 * size :], n * LANES
     of_left, of_top = rest[:size], rest[size : 2 * size]
-    rest, size = rest[2 * size :], K * BLOCK
-    row, states, kept = rest[:size], rest[size : (band + 2) * size], rest[(band + 2) * size :]
+    rest, size, blocks_S, bands = rest[2 * size :], K * BLOCK, B.shape[2], -(-R // band)
+    states, rest = rest[: (band + 1) * size], rest[(band + 1) * size :]
+    g, rest = rest[: blocks_S * size].reshape(blocks_S, size), rest[blocks_S * size :]
+    kept = rest[: blocks_S * bands * size].reshape(blocks_S, bands, size)
     for lane in range(part * lanes // parts, (part + 1) * lanes // parts):
         head, block = lane // blocks, lane % blocks
         _take(V, image, head, block * VALUES, values)
@@ -472,13 +522,20 @@ def differentiate_states(
             dx[:] = 0
             of_left[:] = 0
             of_top[:] = 0
-            for s in range(B.shape[2]):
-                b, c = B[group[d], image, s], C[group[d], image, s]
-                db, dc = dB[part, group[d], image, s], dC[part, group[d], image, s]
-                _differentiate_block(
-                    R, K, band, corners[d], w, u, b, c, x, dy, kept, states, row, db, dc, dx,
-                    of_left, of_top,
-                )  # fmt: skip
+            g[:] = 0
+            for s in range(blocks_S):
+                _keep_rows(R, K, band, corners[d], w, u, B[group[d], image, s], x, kept[s])
+            for i in range(bands - 1, -1, -1):
+                first, last = i * band, min(i * band + band, R)
+                for s in range(blocks_S):
+                    b, c = B[group[d], image, s], C[group[d], image, s]
+                    db, dc = dB[part, group[d], image, s], dC[part, group[d], image, s]
+                    states[:size] = kept[s, i]
+                    _states_of_band(first, last, K, corners[d], w, u, b, x, dy, states, dc)
+                    _adjoint_of_band(
+                        first, last, R, K, corners[d], w, u, b, c, x, dy, states, g[s], db, dx,
+                        of_left, of_top,
+                    )  # fmt: skip
             _add_scaled(scale[d, image, head], dx, dv)
             _inner_products(dx, values, d_scale[block, d, image, head])
             _totals(of_left, d_left[block, d, image, head])
@@ -489,8 +546,24 @@ def differentiate_states(
 @compiled
 @no_type_check
 def _seen(r, R, K, down):
-    """The range of nodes in the first r + 1 rows from the root."""
-    return (0, (r + 1) * K) if down > 0 else ((R - 1 - r) * K, R * K)
+    """Vectors of a matrix's row that hold the nodes of the first r + 1 rows from the root."""
+    begin, end = (0, (r + 1) * K) if down > 0 else ((R - 1 - r) * K, R * K)
+    return begin // LANES * LANES, padded(end)
+
+
+@register_jitable
+@no_type_check
+def padded(n):
+    """Numbers of a row of n in whole vectors."""
+    return (n + LANES - 1) // LANES * LANES
+
+
+@compiled
+@no_type_check
+def _put_diagonal(skip, width, at, M):
+    M[at : at + len(skip) * width] = 0
+    for v in range(len(skip)):
+        M[at + v * width + v] = skip[v]
 
 
 @compiled
@@ -501,44 +574,39 @@ def mask(
     """M = diag(skip) + Σ_d L_d diag(scale_d) ⊙ kernel, a task of each image and head of a tile.
 
     Args:
-        scratch: [K · n].
-        kernel: [N, t, n, n] products of C and B of the tile's images, of which `first_image` is the
-            first one.
-        M: [t, H, n, n].
+        scratch: [K · width], where width = padded(n).
+        kernel: [N, t, n, width] products of C and B of a tile's t images, of which `first_image` is
+            the first one; zeros behind n.
+        M: [t, H, n, width], what is behind n being for nobody.
     """
-    n, H = R * K, M.shape[1]
-    at, head = task // H, task % H
-    image, m = first_image + at, M[at, head]
-    L = scratch[: K * n].reshape(K, n)
-    m[:] = 0
-    for v in range(n):
-        m[v, v] = skip[image, head, v]
+    n, H, width = R * K, M.shape[1], M.shape[3]
+    image, head, size = task // H, task % H, n * width
+    pairs, m, of_m = kernel.reshape(-1), M.reshape(-1), task * size
+    _put_diagonal(skip[first_image + image, head], width, of_m, m)
     for d in range(len(group)):
         start, down, along = corners[d, 0], corners[d, 1], corners[d, 2]
-        w, u = left[d, image, head], top[d, image, head]
+        w, u = left[d, first_image + image, head], top[d, first_image + image, head]
+        of_pairs = (group[d] * kernel.shape[1] + image) * size
+        L = scratch[: K * width]
         L[:] = 0
         for r in range(R):
             begin, end = _seen(r, R, K, down)
             for k in range(K):
                 v = start + r * down + k * along
-                row, before = L[k, begin:end], L[max(k - 1, 0), begin:end]
+                row, before = k * width, max(k - 1, 0) * width
                 beside = w[v] if k > 0 else numba.float32(0)
-                masked, pairs = m[v, begin:end], kernel[group[d], at, v, begin:end]
-                _advance(beside, before, u[v], row, scale[d, image, head, v], v - begin)
-                for i in range(len(row)):
-                    masked[i] += pairs[i] * row[i]
+                for i in range(begin, end, LANES):
+                    x = weighted(beside, load_vector(L, before + i), u[v], load_vector(L, row + i))
+                    store(L, row + i, x)
+                    at = v * width + i
+                    x = product_and(load_vector(pairs, of_pairs + at), x, load_vector(m, of_m + at))
+                    store(m, of_m + at, x)
+                own = scale[d, first_image + image, head, v]
+                L[row + v] += own
+                m[of_m + v * width + v] += pairs[of_pairs + v * width + v] * own
 
 
 @compiled
-@no_type_check
-def _advance(along, before, down, row, own, place):
-    """A row of L from its neighbours' rows, of which that above stands in its place."""
-    for i in range(len(row)):
-        row[i] = along * before[i] + down * row[i]
-    row[place] += own
-
-
-@reordered
 @no_type_check
 def differentiate_mask(
     task, scratch, R, K, first_image, corners, group, left, top, scale, skip, kernel, dM,
@@ -547,66 +615,95 @@ def differentiate_mask(
     """Gradients, and M in the place of dM: a task of each image of a tile and part of the heads.
 
     Args:
-        scratch: [2 n² + K · n].
-        dM: [t, H, n, n].
+        scratch: [(2 n + K) · width], as in `mask`.
+        dM: [t, H, n, width], zeros behind n.
         d_left, d_top, d_scale: [D, G, H, n], zeros where nothing enters.
         d_skip: [G, H, n].
-        d_kernel: [parts, N, t, n, n], zeros, to be summed over the parts.
+        d_kernel: [parts, N, t, n, width], zeros, to be summed over the parts.
     """
-    n, H, parts = R * K, dM.shape[1], d_kernel.shape[0]
-    at, part = task // parts, task % parts
-    image, size = first_image + at, n * n
-    L, m = scratch[:size].reshape(n, n), scratch[size : 2 * size].reshape(n, n)
-    g = scratch[2 * size : 2 * size + K * n].reshape(K, n)
+    n, H, parts, width = R * K, dM.shape[1], d_kernel.shape[0], dM.shape[3]
+    at_image, part, size = task // parts, task % parts, n * width
+    image, tile = first_image + at_image, kernel.shape[1]
+    pairs, dm, d_pairs = kernel.reshape(-1), dM.reshape(-1), d_kernel.reshape(-1)
+    L, m, g = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 2 * size + K * width]
     for head in range(part * H // parts, (part + 1) * H // parts):
-        dm = dM[at, head]
-        m[:] = 0
+        of_m = (at_image * H + head) * size
         for v in range(n):
-            m[v, v] = skip[image, head, v]
-            d_skip[image, head, v] = dm[v, v]
+            d_skip[image, head, v] = dm[of_m + v * width + v]
+        _put_diagonal(skip[image, head], width, 0, m)
         for d in range(len(group)):
-            start, down, along = corners[d, 0], corners[d, 1], corners[d, 2]
-            w, u = left[d, image, head], top[d, image, head]
-            L[:] = 0
-            for r in range(R):
-                begin, end = _seen(r, R, K, down)
-                for k in range(K):
-                    v = start + r * down + k * along
-                    row = L[v, begin:end]
-                    if r > 0:
-                        row[:] = L[v - down, begin:end]
-                    before = L[v - along, begin:end] if k > 0 else row
-                    beside = w[v] if k > 0 else numba.float32(0)
-                    _advance(beside, before, u[v], row, scale[d, image, head, v], v - begin)
-                    masked, pairs = m[v, begin:end], kernel[group[d], at, v, begin:end]
-                    of_pairs = d_kernel[part, group[d], at, v, begin:end]
-                    of_masked = dm[v, begin:end]
-                    for i in range(len(row)):
-                        masked[i] += pairs[i] * row[i]
-                        of_pairs[i] += of_masked[i] * row[i]
-            g[:] = 0
-            for r in range(R - 1, -1, -1):
-                begin, end = _seen(r, R, K, down)
-                for k in range(K - 1, -1, -1):
-                    v = start + r * down + k * along
-                    row, behind = g[k, begin:end], g[min(k + 1, K - 1), begin:end]
-                    beside = w[v + along] if k < K - 1 else numba.float32(0)
-                    under = u[v + down] if r < R - 1 else numba.float32(0)
-                    pairs, of_masked = kernel[group[d], at, v, begin:end], dm[v, begin:end]
-                    for i in range(len(row)):
-                        row[i] = beside * behind[i] + under * row[i] + of_masked[i] * pairs[i]
-                    d_scale[d, image, head, v] = row[v - begin]
-                    if k > 0:
-                        d_left[d, image, head, v] = _product(row, L[v - along, begin:end])
-                    if r > 0:
-                        d_top[d, image, head, v] = _product(row, L[v - down, begin:end])
-        dm[:] = m
+            corner, w, u = corners[d], left[d, image, head], top[d, image, head]
+            own, of_pairs = scale[d, image, head], (group[d] * tile + at_image) * size
+            of_d_pairs = part * len(kernel) * tile * size + of_pairs
+            _paths(
+                R, K, width, corner, w, u, own, pairs, of_pairs, dm, of_m, L, m, d_pairs, of_d_pairs
+            )  # fmt: skip
+            dw, du, d_own = d_left[d, image, head], d_top[d, image, head], d_scale[d, image, head]
+            _adjoint_of_paths(
+                R, K, width, corner, w, u, pairs, of_pairs, dm, of_m, L, g, dw, du, d_own
+            )
+        dm[of_m : of_m + size] = m
 
 
-@reordered
+@compiled
 @no_type_check
-def _product(x, y):
-    total = numba.float32(0)
-    for i in range(len(x)):
-        total += x[i] * y[i]
-    return total
+def _paths(
+    R, K, width, corner, w, u, own, pairs, of_pairs, dm, of_m, L, m, d_pairs, of_d_pairs
+):  # fmt: skip
+    """L diag(own), whose masked product is added to m and whose part in the mask to d_pairs."""
+    start, down, along = corner[0], corner[1], corner[2]
+    L[:] = 0
+    for r in range(R):
+        begin, end = _seen(r, R, K, down)
+        for k in range(K):
+            v = start + r * down + k * along
+            beside, above = v - along if k > 0 else v, v - down if r > 0 else v
+            to_right = w[v] if k > 0 else numba.float32(0)
+            for i in range(begin, end, LANES):
+                x = weighted(
+                    to_right, load_vector(L, beside * width + i),
+                    u[v], load_vector(L, above * width + i),
+                )  # fmt: skip
+                at = v * width + i
+                store(L, at, x)
+                store(m, at, product_and(load_vector(pairs, of_pairs + at), x, load_vector(m, at)))
+                total = load_vector(d_pairs, of_d_pairs + at)
+                total = product_and(load_vector(dm, of_m + at), x, total)
+                store(d_pairs, of_d_pairs + at, total)
+            at = v * width + v
+            L[at] += own[v]
+            m[at] += pairs[of_pairs + at] * own[v]
+            d_pairs[of_d_pairs + at] += dm[of_m + at] * own[v]
+
+
+@compiled
+@no_type_check
+def _adjoint_of_paths(
+    R, K, width, corner, w, u, pairs, of_pairs, dm, of_m, L, g, dw, du, d_own
+):  # fmt: skip
+    """The recurrence from below, of which g holds a row of the grid."""
+    start, down, along = corner[0], corner[1], corner[2]
+    g[:] = 0
+    for r in range(R - 1, -1, -1):
+        begin, end = _seen(r, R, K, down)
+        for k in range(K - 1, -1, -1):
+            v = start + r * down + k * along
+            row, behind = k * width, min(k + 1, K - 1) * width
+            to_right = w[v + along] if k < K - 1 else numba.float32(0)
+            to_below = u[v + down] if r < R - 1 else numba.float32(0)
+            beside, above = v - along if k > 0 else v, v - down if r > 0 else v
+            of_left, of_top = zero_vector(), zero_vector()
+            for i in range(begin, end, LANES):
+                x = weighted(
+                    to_right, load_vector(g, behind + i), to_below, load_vector(g, row + i)
+                )
+                at = v * width + i
+                x = product_and(load_vector(pairs, of_pairs + at), load_vector(dm, of_m + at), x)
+                store(g, row + i, x)
+                of_left = product_and(x, load_vector(L, beside * width + i), of_left)
+                of_top = product_and(x, load_vector(L, above * width + i), of_top)
+            d_own[v] = g[row + v]
+            if k > 0:
+                dw[v] = total_of(of_left)
+            if r > 0:
+                du[v] = total_of(of_top)

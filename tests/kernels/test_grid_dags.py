@@ -1,5 +1,7 @@
 """kernels.resolvent.grid_dags against the float64 reference on the DAGs' edges, and itself."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from kernels.resolvent import GridDag, grid_dags, resolvent_reference
 from kernels.resolvent.grid import CORNERS
 from tests.kernels.test_grid import grid_edges
 
+# Its name in its package is the function's.
+module = importlib.import_module("kernels.resolvent.grid_dags")
 H = 2
 PAIRS = ("top left", "bottom right"), ("top right", "bottom left")
 ALL = tuple(CORNERS)
@@ -137,10 +141,12 @@ def test_what_would_enter_a_grid_is_not_read(form, dtype, tolerance):
     shape = (2, 4, 3)
     dags, V = random_dags(shape, dtype=dtype), random_values(shape, dtype=dtype)
     want = grid_dags(dags, V, form=form)
+    by_numba = dtype == torch.float32 and module._has_numba()
+    unread = torch.nan if by_numba else 1e3
     with torch.no_grad():
         for left, top, *_, root in dags:
-            left[:, :, -1 if "right" in root else 0] = 1e3
-            top[:, -1 if "bottom" in root else 0] = 1e3
+            left[:, :, -1 if "right" in root else 0] = unread
+            top[:, -1 if "bottom" in root else 0] = unread
     y = grid_dags(dags, V, form=form)
     torch.testing.assert_close(y, want, rtol=0, atol=0)
     inputs = tensors_of(dags, V)
@@ -232,6 +238,31 @@ def test_threads_change_no_bit(form):
     for other in results[1:]:
         for found, exact in zip(other, results[0], strict=True):
             torch.testing.assert_close(found, exact, rtol=0, atol=0)
+
+
+@in_both_forms
+def test_bands_of_rows_and_tiles_of_images_change_nothing(monkeypatch, form):
+    grid_compiled = pytest.importorskip("kernels.resolvent.grid_compiled")
+    shape = (3, 7, 5)
+    dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
+    monkeypatch.setattr(grid_compiled.grid_numba, "BAND", 2 * 5 * grid_compiled.grid_numba.BLOCK)
+    monkeypatch.setattr(grid_compiled, "TILE", 2 * H * 35**2)
+    assert_as_expected(dags, V, form=form, tolerance=1e-5)
+
+
+@in_both_forms
+def test_without_numba(monkeypatch, form):
+    monkeypatch.setattr(module, "_has_numba", lambda: False)
+    shape = (2, 4, 5)
+    dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
+    assert_as_expected(dags, V, form=form, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "form"), [(7, "row"), (16, "state")])
+def test_auto_takes_rows_on_small_grids(rows, form):
+    shape = (1, rows, rows)
+    dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
+    torch.testing.assert_close(grid_dags(dags, V), grid_dags(dags, V, form=form), rtol=0, atol=0)
 
 
 @in_both_forms

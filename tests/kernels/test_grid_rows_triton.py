@@ -30,6 +30,8 @@ CASES = GRID_DAGS.cases | (REAL if DEVICE == "cuda" else {})
 in_every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 FEW = {"images": CASES["images"]} | (REAL if DEVICE == "cuda" else {})
 in_few_cases = pytest.mark.parametrize("case", FEW.values(), ids=FEW)
+# Of a node's largest value; M, L and dM are rounded to bfloat16.
+LOW = 3e-2
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
 
 
@@ -54,7 +56,7 @@ def test_values_and_gradients_equal_the_reference(case):
 
 @in_few_cases
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str
+    ("dtype", "tolerance"), [(torch.bfloat16, LOW), (torch.float16, 2e-3)], ids=str
 )
 def test_low_precision(case, dtype, tolerance):
     assert_equals_the_reference(case, dtype, tolerance)
@@ -84,13 +86,13 @@ def test_autocast_changes_nothing(case):
     for name, value in got.items():
         assert torch.equal(value, want[name])
         assert value.dtype == inputs.get(name, inputs["V"]).dtype
-    assert_close(got, with_gradients(GRID_DAGS.reference, in_float64(inputs)), 2e-2)
+    assert_close(got, with_gradients(GRID_DAGS.reference, in_float64(inputs)), LOW)
 
 
-@pytest.mark.parametrize("memory", [1, 10**5], ids=["one image", "some images"])
+@pytest.mark.parametrize("memory", [1, 4000], ids=["one image", "some images"])
 def test_images_in_groups(memory, monkeypatch):
     monkeypatch.setattr(grid_rows, "MEMORY", memory)
-    assert_equals_the_reference(partial(corners, (3, 2, 3)), torch.float32, 2e-5)
+    assert_equals_the_reference(partial(corners, (3, 2, 2)), torch.float32, 2e-5)
 
 
 @in_few_cases
@@ -108,7 +110,7 @@ def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case, monkeypa
 
 
 def test_nan_stays_in_its_image():
-    inputs = on_device(corners((3, 2, 3), torch.float32, 0))
+    inputs = on_device(corners((3, 2, 2), torch.float32, 0))
     spoilt = {name: inputs[name].clone() for name in GRID_DAGS.differentiable}
     for name, x in spoilt.items():
         x.movedim(0 if name in ("V", "skip") else 1, 0)[1] = torch.nan
@@ -145,7 +147,7 @@ def test_what_would_enter_a_grid_is_not_read(case):
 
 
 def test_inputs_need_not_be_contiguous():
-    inputs = on_device(corners((2, 3, 4), torch.float32, 0))
+    inputs = on_device(corners((2, 2, 2), torch.float32, 0))
     apart = {
         name: torch.stack([inputs[name]] * 2, dim=-1)[..., 0] for name in GRID_DAGS.differentiable
     }
