@@ -362,7 +362,7 @@ GRID_DAGS = OpSpec(
         "one node": partial(corners, (2, 1, 1)),
         "one row": partial(corners, (1, 1, 6), heads=3),
         "one column": partial(corners, (1, 4, 1)),
-        "wide": partial(corners, (1, 2, 5), heads=3),
+        "wide": partial(corners, (1, 2, 9), heads=3),
         "high": partial(corners, (1, 4, 2), heads=1),
         "17 columns": partial(corners, (1, 2, 17)),
         "images": partial(corners, (2, 2, 3)),
