@@ -99,12 +99,12 @@ def launches(wanted: str = "") -> Iterator[tuple[str, Launch]]:
     Args:
         wanted: part of the name of an op, a benchmark and a dtype, or else of a kernel.
     """
-    from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
+    from kernels.resolvent.spec import CHAIN, GRID, GRID_DAGS, RESOLVENT
     from kernels.spectral_conv.spec import DEPTHWISE, SPECTRAL_CONV
 
     every = [
         (f"{op.name}, {case}, {dtype}".replace("torch.", ""), op, partial(make, dtype, 0))
-        for op in (RESOLVENT, CHAIN, GRID, SPECTRAL_CONV, DEPTHWISE)
+        for op in (RESOLVENT, CHAIN, GRID, GRID_DAGS, SPECTRAL_CONV, DEPTHWISE)
         for case, make in op.benchmarks.items()
         for dtype in (torch.float32, torch.bfloat16)
     ]

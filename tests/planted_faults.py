@@ -312,6 +312,14 @@ FAULTS = [
         "gradient of one block only, kernel", "grid.py",
         "dC[t] += of_C.sum(0)", "dC[t] += of_C[0]",
     ),
+    in_kernel(
+        "rows counted from the wrong end, kernel", "grid_rows.py",
+        "if CORNER >= 2:", "if CORNER > 2:",
+    ),
+    in_kernel(
+        "gradient of one row of sources only, kernel", "grid_rows.py",
+        "for q in range(r + 1):", "for q in range(r, r + 1):",
+    ),
     in_spectral_conv(
         "conjugates not counted", "basis.py", "    twice[0] = 1\n", "    twice[:] = 1\n",
     ),
@@ -453,7 +461,8 @@ def tests_of(fault: Fault) -> str:
     if path.is_relative_to("kernels/spectral_conv/triton_backend"):
         return "tests/kernels/test_spectral_conv_triton.py"
     if path.parent.name == "triton_backend" or path.stem == "schedule":
-        return "tests/kernels/test_triton.py"
+        own = f"tests/kernels/test_{path.stem}_triton.py"
+        return own if (ROOT / own).exists() else "tests/kernels/test_triton.py"
     stem = "grid_dags" if path.stem in ("grid_compiled", "grid_numba") else path.stem
     own, op = (f"tests/kernels/test_{name}.py" for name in (stem, path.parent.name))
     return own if (ROOT / own).exists() else op

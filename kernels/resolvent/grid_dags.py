@@ -16,6 +16,8 @@ from kernels.backends import Backend, choose_backend, log_choice
 from kernels.resolvent.chain import in_float32
 from kernels.resolvent.grid import CORNERS, MOST_COLUMNS_ON_GPU, Form, grid_resolvent
 
+MOST_IN_ROWS = 400, 32  # nodes and columns of a grid whose L Triton's kernels form
+
 
 class GridDag(NamedTuple):
     """One DAG of a batch of grids, in the images' own orientation.
@@ -58,8 +60,9 @@ def grid_dags(
 ) -> Float[Tensor, "G R K H P"]:
     """skip · V and the sum over DAGs of `grid_resolvent` with values scale · V.
 
-    On a CPU where numba is installed, and below float64, all DAGs are worked on together. Gradients
-    flow to all tensors, once, and do not depend on the number of threads there.
+    Below float64 all DAGs are worked on together on a CPU where numba is installed, and on a GPU by
+    rows, which Triton's kernels know of grids of up to 400 nodes and 32 columns. Gradients flow to
+    all tensors, once, and do not depend on the number of threads.
 
     Args:
         dags: what is summed, over the same grids from any corners. Those whose B and C are the same
@@ -87,12 +90,19 @@ def grid_dags(
     if form not in ("auto", "row", "state"):
         raise ValueError(f"form must be 'auto', 'row' or 'state', got {form!r}.")
     inputs = (*itertools.chain.from_iterable(dag[:5] for dag in dags), V)
-    able = form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU
-    knows = f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states"
+    by_rows = form != "state" and _has_row_kernels(dags, V)
+    able = by_rows or (form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU)
+    knows = (
+        f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states, and of up to "
+        f"{MOST_IN_ROWS[1]} columns and {MOST_IN_ROWS[0]} nodes, with a DAG from a corner, by rows"
+    )
     backend = choose_backend(backend, inputs, able, knows)
     skip = V.new_zeros(V.shape[:4]) if skip is None else skip
     if not V.numel() or not dags:
         return V * skip.unsqueeze(-1)
+    if backend == "triton" and by_rows:
+        log_choice("grid_dags", backend, "one matrix a head", V.device.type)
+        return _by_row_kernels(dags, V, skip)
     on_cpu = backend == "torch" and all(
         x.device.type == "cpu" and x.dtype != torch.float64 for x in (*inputs, skip)
     )
@@ -150,3 +160,26 @@ def _check(dag: GridDag, V: Tensor) -> None:
             f"With V of shape {list(V.shape)}, left, top and scale must be {heads} and B and C "
             f"both {nodes} and a state, got {', '.join(map(str, shapes[:4]))} and {shapes[4]}."
         )
+
+
+def _has_row_kernels(dags: Sequence[GridDag], V: Tensor) -> bool:
+    most_nodes, most_columns = MOST_IN_ROWS
+    _, rows, columns, _, _ = V.shape
+    small = rows * columns <= most_nodes and columns <= most_columns
+    return small and len({dag.root for dag in dags}) == len(dags)
+
+
+def _by_row_kernels(dags: Sequence[GridDag], V: Tensor, skip: Tensor) -> Tensor:
+    """DAGs that share B and C have one product C Bᵀ."""
+    from kernels.resolvent.triton_backend.grid_rows import grid_rows
+
+    shared: list[GridDag] = []
+    sets = []
+    for dag in dags:
+        same = [i for i, it in enumerate(shared) if it.B is dag.B and it.C is dag.C]
+        sets.append(same[0] if same else len(shared))
+        shared += [] if same else [dag]
+    weights = (torch.stack(x) for x in list(zip(*dags, strict=True))[:3])
+    projections = (torch.stack(x) for x in list(zip(*shared, strict=True))[3:5])
+    corners = [list(CORNERS).index(dag.root) for dag in dags]
+    return grid_rows(*weights, *projections, skip, V, corners, sets)

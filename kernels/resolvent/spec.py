@@ -6,7 +6,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.resolvent import ChainPlan, GridPlan, peers, resolvent, resolvent_reference
+from kernels.resolvent import (
+    ChainPlan,
+    GridDag,
+    GridPlan,
+    grid_dags,
+    peers,
+    resolvent,
+    resolvent_reference,
+)
 from kernels.resolvent.grid import CORNERS
 from kernels.spec import Inputs, OpSpec
 
@@ -144,6 +152,57 @@ def one(kind: Callable, nodes: int, **options) -> Callable[[torch.dtype, int], I
     return partial(make, [(kind, nodes)], **options)
 
 
+def corner_dags(
+    left: Tensor,
+    top: Tensor,
+    scale: Tensor,
+    B: Tensor,
+    C: Tensor,
+    V: Tensor,
+    skip: Tensor,
+    roots: Sequence[str] = tuple(CORNERS),
+    **options,
+) -> Tensor:
+    """`grid_dags` of tensors that are stacked by DAG, those of B and C by set of DAGs.
+
+    There is one set, or one for each DAG, or two of four DAGs, which are the diagonal pairs.
+    """
+    D, N = len(left), len(B)
+    sets = range(D) if N == D else ((0, 1, 1, 0) if N == 2 else (0,) * D)
+    weights = zip(left.unbind(), top.unbind(), scale.unbind(), strict=True)
+    pairs = list(zip(B.unbind(), C.unbind(), strict=True))
+    dags = [
+        GridDag(*of_dag, *pairs[number], root)
+        for of_dag, number, root in zip(weights, sets, roots, strict=True)
+    ]
+    return grid_dags(dags, V, skip, **options)
+
+
+def corners(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    seed: int,
+    roots: Sequence[str] = tuple(CORNERS),
+    sets: int = 2,
+    heads: int = 2,
+    state: int = 4,
+    head_dim: int = 3,
+) -> Inputs:
+    """Inputs of `corner_dags` on grids of a shape [G, R, K], weights of both signs below ½."""
+    generator = torch.Generator().manual_seed(seed)
+    D = len(roots)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, dtype=torch.float64)
+
+    weights = torch.rand(2, D, *shape, heads, generator=generator, dtype=torch.float64) - 0.5
+    left, top = weights.unbind()
+    B, C = normal(2, sets, *shape, state).unbind()
+    tensors = {"left": left, "top": top, "scale": normal(D, *shape, heads), "B": B, "C": C}
+    tensors |= {"V": normal(*shape, heads, head_dim), "skip": normal(*shape, heads)}
+    return {"roots": tuple(roots)} | {k: t.to(dtype) for k, t in tensors.items()}
+
+
 BATCH = [(peptide, 30), (isolated, 1), (general, 12), (path, 2), (hub, 9), (tree, 40), (cycle, 5)]
 
 CASES = {
@@ -198,6 +257,15 @@ def flop_of_grids(B, V, plan, **_) -> tuple[int, int]:
     forward = S * P * (2 * plan.columns + 6)
     backward = forward + S * P * (2 * plan.columns + 14)
     return nodes * heads * forward, nodes * heads * backward
+
+
+def flop_of_corners(left, B, V, **_) -> tuple[int, int]:
+    """Of the row form: one product of each pair of nodes for each head, L, and C Bᵀ."""
+    G, R, K, heads, P = V.shape
+    pairs, dags = G * (R * K) ** 2, heads * (2 * len(left) + 2 * len(B))
+    forward = 2 * heads * P + dags + 2 * len(B) * B.shape[-1]
+    backward = 4 * heads * P + 5 * dags + 6 * len(B) * B.shape[-1]
+    return pairs * forward, pairs * backward
 
 
 RESOLVENT = OpSpec(
@@ -281,4 +349,38 @@ GRID = OpSpec(
     peers={"doubling, 32 terms": partial(resolvent, mode="neumann", terms=32)},
     gpu_peers={},
     flop=flop_of_grids,
+)
+
+GRID_DAGS = OpSpec(
+    name="resolvent",
+    function=corner_dags,
+    reference=partial(corner_dags, form="state", backend="torch"),
+    differentiable=("left", "top", "scale", "B", "C", "V", "skip"),
+    variants={"row": {"form": "row"}, "state": {"form": "state"}},
+    gpu_variants={"rows, triton": {"form": "row", "backend": "triton"}},
+    cases={
+        "one node": partial(corners, (2, 1, 1)),
+        "one row": partial(corners, (1, 1, 6), heads=3),
+        "one column": partial(corners, (1, 4, 1)),
+        "wide": partial(corners, (1, 2, 9), heads=3),
+        "high": partial(corners, (1, 4, 2), heads=1),
+        "17 columns": partial(corners, (1, 2, 17)),
+        "images": partial(corners, (2, 2, 3)),
+        "large state and values": partial(corners, (1, 2, 3), state=17, head_dim=33),
+        "a set for each DAG": partial(corners, (1, 3, 3), sets=4),
+        "one set": partial(corners, (1, 3, 3), sets=1),
+        **{root: partial(corners, (1, 3, 4), roots=[root], sets=1) for root in CORNERS},
+        "two from the top": partial(corners, (1, 3, 4), roots=["top right", "top left"]),
+        "two from the right": partial(
+            corners, (1, 3, 4), roots=["bottom right", "top right"], sets=1
+        ),
+    },
+    benchmarks={
+        "four DAGs on 32 images of 14 x 14": partial(
+            corners, (32, 14, 14), heads=12, state=64, head_dim=128
+        )
+    },
+    peers={},
+    gpu_peers={},
+    flop=flop_of_corners,
 )

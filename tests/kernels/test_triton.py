@@ -297,7 +297,15 @@ def test_every_kernel_compiles_without_spilling():
     """For sm_80 and sm_90, as launched on the benchmarks' inputs."""
     done = outside("-m", "kernels.aot", "resolvent")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    for name in ("factorise", "solve", "mix", "contract", "outputs", "grid_adjoint"):
+    for name in (
+        "factorise",
+        "solve",
+        "mix",
+        "contract",
+        "outputs",
+        "grid_adjoint",
+        "grid_rows_merge",
+    ):
         assert f"{name}_kernel" in done.stdout
 
 
