@@ -7,13 +7,13 @@ patches where attention is quadratic.
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
-from lit_models.layers.image_encoder import ImageEncoder
 from studies.cost_of_length import costs
 
 
 def measure(
-    encoder: Callable[[], ImageEncoder], sides: Sequence[int], *, seed: int
+    encoder: Callable[[], nn.Module], sides: Sequence[int], *, seed: int
 ) -> dict[str, dict]:
     """Seconds and peak memory of forward and backward pass on one image of every size.
 
@@ -21,7 +21,7 @@ def measure(
     memory and warms up, the faster of two more its time.
 
     Args:
-        encoder: makes the network, of layers alone.
+        encoder: makes a `lit_models.layers.image_encoder.ImageEncoder`.
         sides: rows, and columns, of the grid of patches, rising, at least two.
         seed: of weights and patches.
 
