@@ -27,10 +27,6 @@ BLOCK = STATES * VALUES
 BAND = 2**18  # numbers of the states kept at a time, half of a core's second cache
 
 compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
-# Sums may be taken in any order, the same at every call.
-reordered = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"}
-)
 
 
 class Vectors(types.Type):
@@ -123,6 +119,13 @@ def _zeros(kind: Vectors):
 def zero_block(typing):
     """A block of zeros."""
     return _zeros(_BLOCK)
+
+
+@intrinsic
+@no_type_check
+def zero_values(typing):
+    """Zeros of a node."""
+    return _zeros(_VALUES)
 
 
 @intrinsic
@@ -304,60 +307,91 @@ def total_of(typing, x):
     return types.float32(_ONE), code
 
 
+@intrinsic
+@no_type_check
+def scaled_and(typing, a, x, y):
+    """a x + y, of a node's values."""
+
+    def code(context, builder, signature, args):
+        a = _everywhere(builder, args[0])
+        pairs = zip(*(_unpacked(builder, args[i]) for i in (1, 2)), strict=True)
+        return _packed(builder, [_multiply_add(builder, a, x, y) for x, y in pairs])
+
+    return _VALUES(types.float32, _VALUES, _VALUES), code
+
+
+@intrinsic
+@no_type_check
+def inner_product(typing, x, y):
+    """The sum of x y, of a node's values."""
+
+    def code(context, builder, signature, args):
+        total = ir.Constant(_VECTOR, None)
+        for x, y in zip(*(_unpacked(builder, each) for each in args), strict=True):
+            total = _multiply_add(builder, x, y, total)
+        total = _folded(builder, total, 1)
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(_VALUES, _VALUES), code
+
+
 @compiled
 @no_type_check
 def _take(x, image, head, first, values):
     """A head's values from `first` on, and zeros behind the last, into values [n · VALUES]."""
-    width = min(VALUES, x.shape[3] - first)
-    for v in range(x.shape[1]):
-        for p in range(width):
-            values[v * VALUES + p] = x[image, v, head, first + p]
-        for p in range(width, VALUES):
-            values[v * VALUES + p] = 0
+    _, n, H, P = x.shape
+    flat = x.reshape(-1)
+    for v in range(n):
+        at = ((image * n + v) * H + head) * P + first
+        if P - first >= VALUES:
+            store(values, v * VALUES, load_values(flat, at))
+        else:
+            for p in range(VALUES):
+                values[v * VALUES + p] = flat[at + p] if p < P - first else 0
 
 
 @compiled
 @no_type_check
 def _put(values, x, image, head, first):
-    for v in range(x.shape[1]):
-        for p in range(min(VALUES, x.shape[3] - first)):
-            x[image, v, head, first + p] = values[v * VALUES + p]
+    _, n, H, P = x.shape
+    flat = x.reshape(-1)
+    for v in range(n):
+        at = ((image * n + v) * H + head) * P + first
+        if P - first >= VALUES:
+            store(flat, at, load_values(values, v * VALUES))
+        else:
+            for p in range(P - first):
+                flat[at + p] = values[v * VALUES + p]
 
 
 @compiled
 @no_type_check
 def _scale(factor, values, scaled):
     for v in range(len(factor)):
-        for p in range(v * VALUES, v * VALUES + VALUES):
-            scaled[p] = factor[v] * values[p]
+        x = load_values(values, v * VALUES)
+        store(scaled, v * VALUES, scaled_and(factor[v], x, zero_values()))
 
 
 @compiled
 @no_type_check
 def _add_scaled(factor, values, total):
     for v in range(len(factor)):
-        for p in range(v * VALUES, v * VALUES + VALUES):
-            total[p] += factor[v] * values[p]
+        x, y = load_values(values, v * VALUES), load_values(total, v * VALUES)
+        store(total, v * VALUES, scaled_and(factor[v], x, y))
 
 
-@reordered
+@compiled
 @no_type_check
 def _inner_products(x, y, products):
     for v in range(len(products)):
-        total = numba.float32(0)
-        for p in range(v * VALUES, v * VALUES + VALUES):
-            total += x[p] * y[p]
-        products[v] = total
+        products[v] = inner_product(load_values(x, v * VALUES), load_values(y, v * VALUES))
 
 
-@reordered
+@compiled
 @no_type_check
 def _totals(x, totals):
     for v in range(len(totals)):
-        total = numba.float32(0)
-        for p in range(v * LANES, v * LANES + LANES):
-            total += x[p]
-        totals[v] = total
+        totals[v] = total_of(load_vector(x, v * LANES))
 
 
 @compiled
