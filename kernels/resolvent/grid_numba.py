@@ -398,17 +398,26 @@ def _totals_of_edges(x, of_left, of_top):
 @compiled
 @no_type_check
 def _read_states(R, K, corner, left, top, B, C, x, row, y):
-    """Add to y what nodes read of a block of states, of which `row` holds a row."""
+    """Add to y what nodes read of a block of states, of which `row` holds a row.
+
+    Two rows go together, so that what one hands on stays in registers.
+    """
     row[:] = 0
     start, down, along = corner[0], corner[1], corner[2]
-    for r in range(R):
-        h = zero_block()
+    for r in range(0, R, 2):
+        paired = r + 1 < R
+        h, under = zero_block(), zero_block()
         for k in range(K):
             v = start + r * down + k * along
             above, values = load_block(row, k * BLOCK), load_values(x, v * VALUES)
             h = next_block(left[v], h, top[v], above, B, v * STATES, values)
-            store(row, k * BLOCK, h)
             store(y, v * VALUES, read(load_values(y, v * VALUES), C, v * STATES, h))
+            if paired:
+                u = v + down
+                values = load_values(x, u * VALUES)
+                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
+                store(row, k * BLOCK, under)
+                store(y, u * VALUES, read(load_values(y, u * VALUES), C, u * STATES, under))
 
 
 @compiled
@@ -467,7 +476,7 @@ def _adjoint_of_band(
 ):  # fmt: skip
     """The recurrence from below, where `row` holds g of the row below; adds to all gradients.
 
-    As in `_states_of_band` two rows go together, so that what one hands on stays in registers.
+    As in `_read_states` two rows go together, so that what one hands on stays in registers.
     """
     start, down, along = corner[0], corner[1], corner[2]
     for r in range(last - 1, first - 1, -2):
