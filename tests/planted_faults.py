@@ -199,7 +199,7 @@ FAULTS = [
     ),
     in_resolvent(
         "a band's first row from nowhere", "grid_numba.py",
-        "states[:size] = kept[s, i]", "states[:size] = 0",
+        "kept[i - 1, s], kept[i, s],", "kept[0, s], kept[i, s],",
     ),
     in_resolvent(
         "weights of another node, states", "grid_numba.py",

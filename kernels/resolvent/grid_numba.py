@@ -389,92 +389,133 @@ def _inner_products(x, y, products):
 
 @compiled
 @no_type_check
-def _totals(x, totals):
-    for v in range(len(totals)):
-        totals[v] = total_of(load_vector(x, v * LANES))
+def _totals_of_edges(x, of_left, of_top):
+    for v in range(len(of_left)):
+        of_left[v] = total_of(load_vector(x, 2 * v * LANES))
+        of_top[v] = total_of(load_vector(x, (2 * v + 1) * LANES))
 
 
 @compiled
 @no_type_check
 def _read_states(R, K, corner, left, top, B, C, x, row, y):
-    """Add to y what nodes read of a block of states, of which `row` holds a row."""
+    """Add to y what nodes read of a block of states, of which `row` holds a row.
+
+    Two rows go together, so that what one hands on stays in registers.
+    """
     row[:] = 0
     start, down, along = corner[0], corner[1], corner[2]
-    for r in range(R):
-        h = zero_block()
+    for r in range(0, R, 2):
+        paired = r + 1 < R
+        h, under = zero_block(), zero_block()
         for k in range(K):
             v = start + r * down + k * along
             above, values = load_block(row, k * BLOCK), load_values(x, v * VALUES)
             h = next_block(left[v], h, top[v], above, B, v * STATES, values)
-            store(row, k * BLOCK, h)
             store(y, v * VALUES, read(load_values(y, v * VALUES), C, v * STATES, h))
+            if paired:
+                u = v + down
+                values = load_values(x, u * VALUES)
+                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
+                store(row, k * BLOCK, under)
+                store(y, u * VALUES, read(load_values(y, u * VALUES), C, u * STATES, under))
 
 
 @compiled
 @no_type_check
-def _pass_rows(first, last, K, corner, left, top, B, x, row):
-    """Bring a row's block of states to the row before `last`, from that before `first`."""
+def _pass_rows(first, last, K, corner, left, top, B, x, before, row):
+    """The row of a block of states before `last`, from that before `first`."""
     start, down, along = corner[0], corner[1], corner[2]
-    for r in range(first, last):
-        h = zero_block()
+    above = before
+    for r in range(first, last, 2):
+        paired = r + 1 < last
+        h, under = zero_block(), zero_block()
         for k in range(K):
             v = start + r * down + k * along
-            above, values = load_block(row, k * BLOCK), load_values(x, v * VALUES)
-            h = next_block(left[v], h, top[v], above, B, v * STATES, values)
+            from_above, values = load_block(above, k * BLOCK), load_values(x, v * VALUES)
+            h = next_block(left[v], h, top[v], from_above, B, v * STATES, values)
+            if paired:
+                u = v + down
+                values = load_values(x, u * VALUES)
+                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
+                store(row, k * BLOCK, under)
+            else:
+                store(row, k * BLOCK, h)
+        above = row
+
+
+@compiled
+@no_type_check
+def _states_of_band(first, last, K, corner, left, top, B, x, dy, before, states, dC):
+    """Rows of states, of which that before `first` is given; adds to dC."""
+    start, down, along = corner[0], corner[1], corner[2]
+    above = before
+    for r in range(first, last, 2):
+        paired = r + 1 < last
+        row = states[(r - first) * K * BLOCK :]
+        row_under = states[(r - first + paired) * K * BLOCK :]
+        h, under = zero_block(), zero_block()
+        for k in range(K):
+            v = start + r * down + k * along
+            from_above, values = load_block(above, k * BLOCK), load_values(x, v * VALUES)
+            h = next_block(left[v], h, top[v], from_above, B, v * STATES, values)
             store(row, k * BLOCK, h)
-
-
-@compiled
-@no_type_check
-def _states_of_band(first, last, K, corner, left, top, B, x, dy, states, dC):
-    """Rows of states behind that before `first`, which stands there already; add to dC."""
-    at = K * BLOCK
-    start, down, along = corner[0], corner[1], corner[2]
-    for r in range(first, last):
-        h = zero_block()
-        for k in range(K):
-            v = start + r * down + k * along
-            above, values = load_block(states, at - K * BLOCK), load_values(x, v * VALUES)
-            h = next_block(left[v], h, top[v], above, B, v * STATES, values)
-            store(states, at, h)
             add_products(dC, v * STATES, h, load_values(dy, v * VALUES))
-            at += BLOCK
+            if paired:
+                u = v + down
+                values = load_values(x, u * VALUES)
+                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
+                store(row_under, k * BLOCK, under)
+                add_products(dC, u * STATES, under, load_values(dy, u * VALUES))
+        above = row_under
 
 
 @compiled
 @no_type_check
 def _adjoint_of_band(
-    first, last, R, K, corner, left, top, B, C, x, dy, states, row, dB, dx, d_left, d_top
+    first, last, R, K, corner, left, top, B, C, x, dy, before, states, row, dB, dx, d_edges
 ):  # fmt: skip
-    """The recurrence from below, where `row` holds g of the row below; adds to all gradients."""
+    """The recurrence from below, where `row` holds g of the row below; adds to all gradients.
+
+    As in `_read_states` two rows go together, so that what one hands on stays in registers.
+    """
     start, down, along = corner[0], corner[1], corner[2]
-    for r in range(last - 1, first - 1, -1):
-        g = zero_block()
-        beside = numba.float32(0)
+    for r in range(last - 1, first - 1, -2):
+        paired = r > first
+        own = states[(r - first) * K * BLOCK :]
+        above = states[(r - 1 - first) * K * BLOCK :] if paired else before
+        two_above = states[(r - 2 - first) * K * BLOCK :] if r > first + 1 else before
+        g, over = zero_block(), zero_block()
+        beside, beside_over = numba.float32(0), numba.float32(0)
         for k in range(K - 1, -1, -1):
             v = start + r * down + k * along
             under = top[v + down] if r < R - 1 else numba.float32(0)
             below, values = load_block(row, k * BLOCK), load_values(dy, v * VALUES)
             g = next_block(beside, g, under, below, C, v * STATES, values)
-            store(row, k * BLOCK, g)
             beside = left[v]
             add_products(dB, v * STATES, g, load_values(x, v * VALUES))
             store(dx, v * VALUES, read(load_values(dx, v * VALUES), B, v * STATES, g))
-            at = ((r - first + 1) * K + k) * BLOCK
             if k > 0:
-                add_inner_product(d_left, v * LANES, g, load_block(states, at - BLOCK))
+                add_inner_product(d_edges, 2 * v * LANES, g, load_block(own, (k - 1) * BLOCK))
             if r > 0:
-                add_inner_product(d_top, v * LANES, g, load_block(states, at - K * BLOCK))
-
-
-@compiled
-@no_type_check
-def _keep_rows(R, K, band, corner, left, top, B, x, kept):
-    """kept [bands, K · BLOCK]: states of the row before each band."""
-    kept[0] = 0
-    for i in range(1, len(kept)):
-        kept[i] = kept[i - 1]
-        _pass_rows(i * band - band, i * band, K, corner, left, top, B, x, kept[i])
+                add_inner_product(d_edges, (2 * v + 1) * LANES, g, load_block(above, k * BLOCK))
+            if paired:
+                u = v - down
+                values = load_values(dy, u * VALUES)
+                over = next_block(beside_over, over, top[v], g, C, u * STATES, values)
+                beside_over = left[u]
+                store(row, k * BLOCK, over)
+                add_products(dB, u * STATES, over, load_values(x, u * VALUES))
+                store(dx, u * VALUES, read(load_values(dx, u * VALUES), B, u * STATES, over))
+                if k > 0:
+                    add_inner_product(
+                        d_edges, 2 * u * LANES, over, load_block(above, (k - 1) * BLOCK)
+                    )
+                if r > 1:
+                    add_inner_product(
+                        d_edges, (2 * u + 1) * LANES, over, load_block(two_above, k * BLOCK)
+                    )
+            else:
+                store(row, k * BLOCK, g)
 
 
 def rows_of_a_band(R: int, K: int) -> int:
@@ -487,7 +528,7 @@ def scratch_of_states(R: int, K: int, S: int) -> tuple[int, int]:
     """Numbers that `mix_states` and `differentiate_states` need for themselves."""
     n, row, band = R * K, K * BLOCK, rows_of_a_band(R, K)
     of_blocks = (-(-R // band) + 1) * -(-S // STATES) * row
-    return 3 * n * VALUES + row, 5 * n * VALUES + 2 * n * LANES + of_blocks + (band + 1) * row
+    return 3 * n * VALUES + row, 5 * n * VALUES + 2 * n * LANES + of_blocks + band * row
 
 
 @compiled
@@ -538,12 +579,12 @@ def differentiate_states(
     size, image, part, lanes = n * VALUES, task // parts, task % parts, H * blocks
     values, dy, dv = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size]
     x, dx = scratch[3 * size : 4 * size], scratch[4 * size : 5 * size]
-    rest, size = scratch[5 * size :], n * LANES
-    of_left, of_top = rest[:size], rest[size : 2 * size]
-    rest, size, blocks_S, bands = rest[2 * size :], K * BLOCK, B.shape[2], -(-R // band)
-    states, rest = rest[: (band + 1) * size], rest[(band + 1) * size :]
+    rest, size = scratch[5 * size :], 2 * n * LANES
+    of_edges, rest = rest[:size], rest[size:]
+    size, blocks_S, bands = K * BLOCK, B.shape[2], -(-R // band)
+    states, rest = rest[: band * size], rest[band * size :]
     g, rest = rest[: blocks_S * size].reshape(blocks_S, size), rest[blocks_S * size :]
-    kept = rest[: blocks_S * bands * size].reshape(blocks_S, bands, size)
+    kept = rest[: blocks_S * bands * size].reshape(bands, blocks_S, size)
     for lane in range(part * lanes // parts, (part + 1) * lanes // parts):
         head, block = lane // blocks, lane % blocks
         _take(V, image, head, block * VALUES, values)
@@ -554,26 +595,30 @@ def differentiate_states(
             _scale(scale[d, image, head], values, x)
             w, u = left[d, image, head], top[d, image, head]
             dx[:] = 0
-            of_left[:] = 0
-            of_top[:] = 0
+            of_edges[:] = 0
             g[:] = 0
-            for s in range(blocks_S):
-                _keep_rows(R, K, band, corners[d], w, u, B[group[d], image, s], x, kept[s])
+            kept[0] = 0
+            for i in range(1, bands):
+                for s in range(blocks_S):
+                    _pass_rows(
+                        i * band - band, i * band, K, corners[d], w, u, B[group[d], image, s], x,
+                        kept[i - 1, s], kept[i, s],
+                    )  # fmt: skip
             for i in range(bands - 1, -1, -1):
                 first, last = i * band, min(i * band + band, R)
                 for s in range(blocks_S):
                     b, c = B[group[d], image, s], C[group[d], image, s]
                     db, dc = dB[part, group[d], image, s], dC[part, group[d], image, s]
-                    states[:size] = kept[s, i]
-                    _states_of_band(first, last, K, corners[d], w, u, b, x, dy, states, dc)
+                    before = kept[i, s]
+                    _states_of_band(first, last, K, corners[d], w, u, b, x, dy, before, states, dc)
                     _adjoint_of_band(
-                        first, last, R, K, corners[d], w, u, b, c, x, dy, states, g[s], db, dx,
-                        of_left, of_top,
+                        first, last, R, K, corners[d], w, u, b, c, x, dy, before, states, g[s],
+                        db, dx, of_edges,
                     )  # fmt: skip
             _add_scaled(scale[d, image, head], dx, dv)
             _inner_products(dx, values, d_scale[block, d, image, head])
-            _totals(of_left, d_left[block, d, image, head])
-            _totals(of_top, d_top[block, d, image, head])
+            dw, du = d_left[block, d, image, head], d_top[block, d, image, head]
+            _totals_of_edges(of_edges, dw, du)
         _put(dv, dV, image, head, block * VALUES)
 
 
