@@ -18,7 +18,7 @@ def sentence_of(call, *args) -> str:
 def test_unknown_experiment(tmp_path):
     text = sentence_of(call_main, "experiment=chimera_lrbg", *arguments(tmp_path))
     assert "there is no experiment 'chimera_lrbg'" in text
-    assert "choose one of baseline_atoms, chimera_coco, chimera_glue, chimera_lrgb" in text
+    assert "choose one of baseline_atoms, chimera_cifar10, chimera_cifar100, chimera_coco" in text
 
 
 def test_no_experiment(tmp_path):
