@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -107,8 +108,8 @@ def predict(run: str | Path) -> Path:
     writers = {
         GraphDataModule: _write_rows,
         PDEDataModule: _write_fields,
-        GLUEDataModule: _write_sentences,
-        ImageDataModule: _write_images,
+        GLUEDataModule: partial(_write_samples, "sentence", "idx"),
+        ImageDataModule: partial(_write_samples, "image", "index"),
     }
     write = next((w for kind, w in writers.items() if isinstance(datamodule, kind)), None)
     if write is None:
@@ -139,28 +140,17 @@ def _write_rows(
     return _write_csv(run, ["graph", "node"], rows, model, datamodule)
 
 
-def _write_sentences(
-    run: Path, model: L.LightningModule, datamodule: GLUEDataModule
+def _write_samples(
+    owner: str, index: str, run: Path, model: L.LightningModule, datamodule: DataModule
 ) -> tuple[Path, int]:
-    rows = []
-    for batch in datamodule.test_dataloader():
-        with torch.inference_mode():
-            outputs = model(batch)
-        pairs = zip(batch["idx"].tolist(), outputs.tolist(), strict=True)
-        rows += [[index, *output] for index, output in pairs]
-    return _write_csv(run, ["sentence"], rows, model, datamodule)
-
-
-def _write_images(
-    run: Path, model: L.LightningModule, datamodule: ImageDataModule
-) -> tuple[Path, int]:
+    """A line for each sample, whose number in the test split batches have under `index`."""
     rows = []
     for batch in datamodule.test_dataloader():
         with torch.inference_mode():
             outputs = model(datamodule.on_after_batch_transfer(batch, 0))
-        pairs = zip(batch["index"].tolist(), outputs.tolist(), strict=True)
-        rows += [[index, *output] for index, output in pairs]
-    return _write_csv(run, ["image"], rows, model, datamodule)
+        pairs = zip(batch[index].tolist(), outputs.tolist(), strict=True)
+        rows += [[number, *output] for number, output in pairs]
+    return _write_csv(run, [owner], rows, model, datamodule)
 
 
 def _write_csv(

@@ -5,9 +5,10 @@ Shapes: B images, R × K patches, D width, H heads, P head dimension, S state si
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from kernels.resolvent import GridDag, grid_dags
 from kernels.resolvent.grid import CORNERS
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.gated_norm import gated_norm
-from lit_models.layers.image_encoder import ImageEncoder
+from lit_models.layers.image_encoder import MixerEncoder
 
 POWERS = {"sqrt_indegree": -0.5, "indegree": -1.0, "none": 0.0}
 """Of the indegree, by which weights are normalised."""
@@ -26,7 +27,7 @@ SETS = {"top left": 0, "bottom right": 0, "top right": 1, "bottom left": 1}
 """Which B and C a DAG has where those of a diagonal share them."""
 
 
-class GridMixer(nn.Module):
+class GridMixer(nn.Module, ABC):
     """What mixers of a grid share, [B, R, K, D] → [B, R, K, D]; a subclass says how it mixes.
 
     An input is projected to a gate z, values x, so many sets of B and C, and so many Δ a head; x, B
@@ -50,12 +51,12 @@ class GridMixer(nn.Module):
     def __init__(
         self,
         width: int,
-        state: int,
+        state: int = 64,
         *,
-        head_dim: int,
-        expand: int,
-        kernel: int,
-        delta_range: Sequence[float],
+        head_dim: int = 128,
+        expand: int = 2,
+        kernel: int = 3,
+        delta_range: Sequence[float] = (7e-3, 0.7),
         sets: int,
         deltas: int,
     ):
@@ -82,6 +83,7 @@ class GridMixer(nn.Module):
         weight = self.out_proj.weight * self.norm_weight
         return F.linear(gated_norm(y, z.flatten(0, 2)), weight).view_as(x)
 
+    @abstractmethod
     def mix(
         self,
         v: Float[Tensor, "B R K H P"],
@@ -90,7 +92,6 @@ class GridMixer(nn.Module):
         delta: Float[Tensor, "B R K deltas H"],
     ) -> Float[Tensor, "B R K H P"]:
         """The mixed values, and D v."""
-        raise NotImplementedError
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Sequence, Sequence, Tensor]:
         """z, and what `mix` gets."""
@@ -117,7 +118,7 @@ class ChimeraGridMixer(GridMixer):
     patch but those of its own row and column, as every other DAG has it on its border or last.
 
     Args:
-        width, state, head_dim, expand, kernel, delta_range: see `GridMixer`.
+        width, state, options: see `GridMixer`.
         roots: corners at which DAGs begin, one to four of `CORNERS`.
         projections: one B and C for the DAGs of each diagonal (as published), for `all` DAGs, or
             for `each`.
@@ -137,15 +138,12 @@ class ChimeraGridMixer(GridMixer):
         width: int,
         state: int = 64,
         *,
-        head_dim: int = 128,
-        expand: int = 2,
-        kernel: int = 3,
-        delta_range: Sequence[float] = (7e-3, 0.7),
         roots: Sequence[str] = tuple(CORNERS),
         projections: str = "diagonal",
         deltas: str = "each",
         normalise: str = "sqrt_indegree",
         root_emits: bool = True,
+        **options: Any,
     ):
         if not roots or len({*roots} & {*CORNERS}) != len(roots):
             raise ValueError(f"roots are different ones of {', '.join(CORNERS)}, got {[*roots]}.")
@@ -159,16 +157,8 @@ class ChimeraGridMixer(GridMixer):
         diagonals = [SETS[root] for root in roots]
         of_set = {"diagonal": diagonals, "all": [0] * len(roots), "each": [*range(len(roots))]}
         used = sorted({*of_set[projections]})
-        super().__init__(
-            width,
-            state,
-            head_dim=head_dim,
-            expand=expand,
-            kernel=kernel,
-            delta_range=delta_range,
-            sets=len(used),
-            deltas=2 * (len(roots) if deltas == "each" else 1),
-        )
+        directions = 2 * (len(roots) if deltas == "each" else 1)
+        super().__init__(width, state, sets=len(used), deltas=directions, **options)
         self.roots, self.normalise, self.root_emits = tuple(roots), normalise, root_emits
         self.set_of = [used.index(number) for number in of_set[projections]]
 
@@ -217,30 +207,7 @@ def entering(
     return both.flip(CORNERS[root]).unsqueeze(-1).to(device)
 
 
-class ChimeraImage(ImageEncoder):
-    """Mixing layers alone; no positional embedding is needed, and a grid may have any size.
+class ChimeraImage(MixerEncoder):
+    """No positional embedding is needed, and a grid may have any size."""
 
-    Args:
-        width: D.
-        layers: number of mixing layers.
-        patch, drop_path, grid: see `ImageEncoder`.
-        mixing: of every layer, see `ChimeraGridMixer`.
-
-    Raises:
-        ValueError: as `ChimeraGridMixer`.
-    """
-
-    mixer: ClassVar[type[GridMixer]] = ChimeraGridMixer
-
-    def __init__(
-        self,
-        *,
-        width: int = 768,
-        layers: int = 23,
-        patch: int = 16,
-        drop_path: float = 0.0,
-        grid: Sequence[int] | None = None,
-        **mixing,
-    ):
-        parts = [self.mixer(width, **mixing) for _ in range(layers)]
-        super().__init__(parts, width=width, patch=patch, drop_path=drop_path, grid=grid)
+    mixer: ClassVar[type[nn.Module]] = ChimeraGridMixer

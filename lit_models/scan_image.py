@@ -5,7 +5,7 @@ What vision Mamba models do (Zhu et al., "Vision Mamba", arXiv:2401.09417), with
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,22 +13,10 @@ from torch import Tensor, nn
 from kernels.resolvent.decaying_chains import DecayingChain
 from kernels.resolvent.peers import mamba_module
 from lit_models.chimera_text import ChimeraTextMixer
-from lit_models.layers.image_encoder import ImageEncoder
+from lit_models.layers.image_encoder import MixerEncoder
 from lit_models.layers.sentences import Sentences
 
 MAMBA_CHUNK = 64  # patches that its kernels work on at once
-
-
-class PatchScan(nn.Module):
-    """A mixer of sentences on the sentence that an image's rows are, one behind the other."""
-
-    def __init__(self, mixer: ChimeraTextMixer):
-        super().__init__()
-        self.mixer = mixer
-
-    def forward(self, x: Float[Tensor, "B R K D"]) -> Float[Tensor, "B R K D"]:
-        images, rows, columns, _ = x.shape
-        return self.mixer(x.flatten(0, 2), Sentences((rows * columns,) * images)).view_as(x)
 
 
 class MambaScanMixer(ChimeraTextMixer):
@@ -57,42 +45,36 @@ class MambaScanMixer(ChimeraTextMixer):
         return y
 
 
-class ScanImage(ImageEncoder):
-    """Mixing layers alone.
+class PatchScan(nn.Module):
+    """A mixer of sentences on the sentence that an image's rows are, one behind the other.
 
-    Args:
-        width: D.
-        layers: number of mixing layers.
-        state, head_dim, expand, kernel, delta_range: see `ChimeraTextMixer`.
-        patch, drop_path, grid: see `ImageEncoder`.
-
-    Raises:
-        ValueError: as `ChimeraTextMixer`.
+    Args: as `ChimeraTextMixer`.
     """
 
-    mixer: ClassVar[type[ChimeraTextMixer]] = ChimeraTextMixer
+    of_sentences: ClassVar[type[ChimeraTextMixer]] = ChimeraTextMixer
 
-    def __init__(
-        self,
-        *,
-        width: int = 768,
-        layers: int = 23,
-        state: int = 64,
-        head_dim: int = 64,
-        expand: int = 2,
-        kernel: int = 7,
-        delta_range: Sequence[float] = (1e-3, 1e-1),
-        patch: int = 16,
-        drop_path: float = 0.0,
-        grid: Sequence[int] | None = None,
-    ):
-        how = {"head_dim": head_dim, "expand": expand, "kernel": kernel}
-        how["delta_range"] = delta_range
-        parts = [PatchScan(self.mixer(width, state, **how)) for _ in range(layers)]
-        super().__init__(parts, width=width, patch=patch, drop_path=drop_path, grid=grid)
+    def __init__(self, width: int, state: int = 64, **options: Any):
+        super().__init__()
+        self.mixer = self.of_sentences(width, state, **options)
+
+    def forward(self, x: Float[Tensor, "B R K D"]) -> Float[Tensor, "B R K D"]:
+        images, rows, columns, _ = x.shape
+        return self.mixer(x.flatten(0, 2), Sentences((rows * columns,) * images)).view_as(x)
 
 
-class MambaScanImage(ScanImage):
+class MambaPatchScan(PatchScan):
     """The same by mamba-ssm, which has to be installed and needs a GPU."""
 
-    mixer: ClassVar[type[ChimeraTextMixer]] = MambaScanMixer
+    of_sentences: ClassVar[type[ChimeraTextMixer]] = MambaScanMixer
+
+
+class ScanImage(MixerEncoder):
+    """Layers of `PatchScan`."""
+
+    mixer: ClassVar[type[nn.Module]] = PatchScan
+
+
+class MambaScanImage(MixerEncoder):
+    """Layers of `MambaPatchScan`."""
+
+    mixer: ClassVar[type[nn.Module]] = MambaPatchScan

@@ -6,16 +6,17 @@ with the weights and the normalisation of `lit_models.chimera_graph`. Shapes as 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.utils import grid
 
 from kernels.resolvent import Plan, make_plan, resolvent
 from lit_models.chimera_graph import Deltas, edge_weights
-from lit_models.chimera_image import ChimeraImage, GridMixer
+from lit_models.chimera_image import GridMixer
+from lit_models.layers.image_encoder import MixerEncoder
 
 
 class UndirectedGridMixer(GridMixer):
@@ -27,26 +28,8 @@ class UndirectedGridMixer(GridMixer):
     Args: as `GridMixer`.
     """
 
-    def __init__(
-        self,
-        width: int,
-        state: int = 64,
-        *,
-        head_dim: int = 128,
-        expand: int = 2,
-        kernel: int = 3,
-        delta_range: Sequence[float] = (7e-3, 0.7),
-    ):
-        super().__init__(
-            width,
-            state,
-            head_dim=head_dim,
-            expand=expand,
-            kernel=kernel,
-            delta_range=delta_range,
-            sets=1,
-            deltas=4,
-        )
+    def __init__(self, width: int, state: int = 64, **options: Any):
+        super().__init__(width, state, sets=1, deltas=4, **options)
 
     def mix(
         self, v: Tensor, B: Sequence[Tensor], C: Sequence[Tensor], delta: Tensor
@@ -74,7 +57,7 @@ def grids(
     return edges.to(device), make_plan(edges, int(ptr[-1]), ptr).on(device)
 
 
-class UndirectedImage(ChimeraImage):
-    """`ChimeraImage` of such layers."""
+class UndirectedImage(MixerEncoder):
+    """Takes a grid of any size, as `ChimeraImage` does."""
 
-    mixer: ClassVar[type[GridMixer]] = UndirectedGridMixer
+    mixer: ClassVar[type[nn.Module]] = UndirectedGridMixer

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernels.resolvent import GridDag, grid_dags
 from lit_models.callbacks.cadence import is_due
+from lit_models.callbacks.truncation import untouched
 from lit_models.chimera_image import ChimeraGridMixer
 from lit_models.image_tasks import ImageBatch
 from lit_models.layers.image_encoder import ImageEncoder
@@ -139,14 +140,11 @@ def receptive_field(
 
     Source: Luo et al., "Understanding the Effective Receptive Field", arXiv:1701.04128.
     """
-    was_training = encoder.training
-    encoder.eval()
-    with torch.enable_grad(), torch.inference_mode(False):
+    with torch.inference_mode(False), untouched(encoder):
         pixels = images.clone().requires_grad_()
         features = encoder(pixels)
         middle = features[:, features.shape[1] // 2, features.shape[2] // 2]
         (gradient,) = torch.autograd.grad(middle.sum(), pixels)
-    encoder.train(was_training)
     field = gradient.float().abs().mean(dim=(0, 1)).cpu()
     return field / field.max().clamp(min=1e-30)
 

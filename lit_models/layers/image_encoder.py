@@ -4,6 +4,7 @@ Shapes: B images, H × W pixels, R × K patches, D the width of a patch's featur
 """
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -94,6 +95,35 @@ class ImageEncoder(nn.Module):
             antialias=True,
         )
         return image.movedim(1, -1)
+
+
+class MixerEncoder(ImageEncoder):
+    """Mixing layers alone, all of one kind, which a subclass names by `mixer`.
+
+    Args:
+        width: D.
+        layers: number of mixing layers.
+        patch, drop_path, grid: see `ImageEncoder`.
+        mixing: of every layer, see the mixer.
+
+    Raises:
+        ValueError: as the mixer.
+    """
+
+    mixer: ClassVar[type[nn.Module]]
+
+    def __init__(
+        self,
+        *,
+        width: int = 768,
+        layers: int = 23,
+        patch: int = 16,
+        drop_path: float = 0.0,
+        grid: Sequence[int] | None = None,
+        **mixing: Any,
+    ):
+        parts = [self.mixer(width, **mixing) for _ in range(layers)]
+        super().__init__(parts, width=width, patch=patch, drop_path=drop_path, grid=grid)
 
 
 class PreNorm(nn.Module):
