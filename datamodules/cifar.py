@@ -20,6 +20,7 @@ from datamodules.cache_folder import CachePlan, file_key, load_tensors, save_ten
 from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.generated_shapes import GENERATOR_VERSION, shapes
 from datamodules.images import ImageDataModule, Images, ImageTable, check_share, held_out
+from datamodules.parquet import readable
 from datamodules.text import hub_datasets
 
 if TYPE_CHECKING:
@@ -203,26 +204,16 @@ class CIFARDataModule(ImageDataModule):
 
 def _count_rows(path: Path) -> int:
     """Of a parquet file, from its last bytes."""
-    return _opened(path).metadata.num_rows
-
-
-def _read_parquet(folder: Path, name: str) -> "Table":
-    return _opened(folder / f"{name}.parquet").read()
-
-
-def _opened(path: Path) -> Any:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     if not path.exists():
         raise DataError(
             f"Expected train.parquet and test.parquet side by side, but {path} is missing: add it, "
             "or unset DATA_DIR to download both."
         )
-    try:
-        return parquet.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"Expected a parquet file of CIFAR at {path}, but it cannot be read "
-            f"({one_line(error)}): download it again."
-        ) from error
+    with readable(path, "CIFAR") as parquet:
+        return parquet.read_metadata(path).num_rows
+
+
+def _read_parquet(folder: Path, name: str) -> "Table":
+    path = folder / f"{name}.parquet"
+    with readable(path, "CIFAR") as parquet:
+        return parquet.read_table(path)

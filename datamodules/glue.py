@@ -19,6 +19,7 @@ from datamodules import generated_sentences
 from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, file_key, load_tensors, save_tensors
 from datamodules.errors import DataError, DownloadError, one_line
+from datamodules.parquet import readable
 from datamodules.text import MOST_VALIDATED, TextDataModule, hub_datasets, place
 from datamodules.token_batches import LabelledSequences, TokenTable
 from datamodules.tokeniser import wordpiece
@@ -303,16 +304,8 @@ class GLUEDataModule(TextDataModule):
 
 
 def _read_parquet(folder: Path, name: str) -> "Table | None":
-    import pyarrow as pa
-    from pyarrow import parquet
-
     path = folder / f"{name}.parquet"
     if not path.exists():
         return None
-    try:
+    with readable(path, "GLUE") as parquet:
         return parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"Expected a parquet file of GLUE at {path}, but it cannot be read "
-            f"({one_line(error)}): download it again."
-        ) from error
