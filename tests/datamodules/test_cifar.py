@@ -212,6 +212,14 @@ def cut_short(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+def spoil_pages(folder: Path) -> None:
+    """What stands between the first and the last bytes, which tell of the columns."""
+    path = folder / "train.parquet"
+    content = bytearray(path.read_bytes())
+    content[8 : len(content) // 2] = b"\xff" * (len(content) // 2 - 8)
+    path.write_bytes(content)
+
+
 def rewrite(folder: Path, change) -> None:
     columns = parquet.read_table(folder / "train.parquet").to_pydict()
     change(columns)
@@ -227,6 +235,7 @@ def grey(columns: dict) -> None:
     [
         (lambda f: (f / "test.parquet").unlink(), "test.parquet is missing: add it"),
         (cut_short, "cannot be read .*: download it again"),
+        (spoil_pages, "cannot be read .*: download it again"),
         (lambda f: rewrite(f, lambda c: c.pop("label")), "with img and label in train of cifar10"),
         (lambda f: rewrite(f, lambda c: c["label"].__setitem__(0, 10)), "labels from 0 to 9"),
         (lambda f: rewrite(f, lambda c: c["img"][7].update(bytes=b"PNG")), "in row 7 of train"),
