@@ -12,7 +12,8 @@ from tools.keep_runs import MOST_POINTS, keep
 def make_run(folder, encoder: str, accuracy: float):
     folder.mkdir()
     (folder / "config.yaml").write_text(
-        f"run_dir: {folder}\nseed: 3\nmodel:\n  encoder:\n    _target_: lit_models.{encoder}\n"
+        f"run_dir: {folder}\nseed: 3\ndata:\n  data_dir: {folder}\n"
+        f"model:\n  encoder:\n    _target_: lit_models.{encoder}\n"
     )
     selected = {"metric": "val/accuracy", "value": accuracy}
     (folder / "report.json").write_text(json.dumps({"selected": selected}))

@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from errors import UserError, one_sentence_errors
+from ledger.claim import OF_THE_MACHINE
 from report import save
 
 RESULTS = Path(__file__).parent.parent / "results" / "runs"
 MOST_POINTS = 200
 """Of a curve; of longer ones evenly spaced points are kept."""
-OF_THE_MACHINE = ("run_dir", "runs_dir")
+FOLDERS = ("run_dir", "runs_dir", "dirpath", "save_dir")
 
 
 def main() -> None:
@@ -60,13 +61,13 @@ def keep(name: str, runs: list[Path], results: Path = RESULTS) -> Path:
 
 
 def flat(config: Any, place: str = "") -> dict[str, Any]:
-    """Values by their dotted places, without those of the machine."""
+    """Values by their dotted places, without folders and what is of the machine."""
     if not isinstance(config, dict) or not config:
         return {place: config}
     return {
         key: value
         for name, part in config.items()
-        if name not in OF_THE_MACHINE
+        if name not in (*FOLDERS, *OF_THE_MACHINE)
         for key, value in flat(part, f"{place}.{name}" if place else name).items()
     }
 
