@@ -206,6 +206,14 @@ FAULTS = [
         "under = top[v + down] if", "under = top[v] if",
     ),
     in_resolvent(
+        "a factor that never begins anew", "grid_numba.py",
+        "LEAST < abs(product) < 1 / LEAST", "True",
+    ),
+    in_resolvent(
+        "a weight's gradient not brought back", "grid_numba.py",
+        "of_top[v] = factor[u] / factor[v] * ", "of_top[v] = ",
+    ),
+    in_resolvent(
         "gradient of one part of the heads only", "grid_compiled.py",
         "d_kernel = d_kernel.sum(0)[..., :n]", "d_kernel = d_kernel[0][..., :n]",
     ),

@@ -18,7 +18,7 @@ from kernels.autograd import refuse_second_derivatives
 from kernels.resolvent import grid_numba
 from kernels.resolvent.grid_numba import STATES, VALUES, padded
 
-PARTS = 16  # of the heads, whose gradients are added up after: as many threads find something to do
+PARTS = 8  # of the heads, whose gradients are added up after: as many threads find something to do
 MOST_NODES = 1024
 TILE = 2**22  # numbers of the masked matrices at work
 
@@ -112,7 +112,7 @@ class RowForm(torch.autograd.Function):
                 V_HPn = _padded(o.V[image]).permute(1, 2, 0)
                 torch.bmm(dY[image].transpose(0, 1), V_HPn, out=dm)
             parts = _parts(len(dM), lanes=dM.shape[1])
-            d_kernel = kernel.new_zeros(parts, *kernel.shape)
+            d_kernel = kernel.new_empty(parts, *kernel.shape)
             (n, width), tasks = kernel.shape[2:], len(dM) * parts
             _in_threads(
                 grid_numba.differentiate_mask, tasks, (2 * n + o.K) * width,
@@ -151,7 +151,7 @@ class StateForm(torch.autograd.Function):
         B, C = map(_in_blocks, (o.B, o.C))
         parts = _parts(len(o.V), _lanes(o))
         d_weights = o.empty_gradients(_lanes(o) // o.V.shape[2])
-        dB, dC = (x.new_zeros(parts, *x.shape) for x in (B, C))
+        dB, dC = (x.new_empty(parts, *x.shape) for x in (B, C))
         dV = torch.empty_like(o.V)
         _, scratch = grid_numba.scratch_of_states(o.R, o.K, o.B.shape[-1])
         _in_threads(

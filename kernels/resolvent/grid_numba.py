@@ -24,6 +24,7 @@ VECTORS = 2
 STATES = 4
 VALUES = VECTORS * LANES
 BLOCK = STATES * VALUES
+LEAST = 2.0**-20  # of a factor that states are divided by; the greatest is as far from one
 BAND = 2**18  # numbers of the states kept at a time, half of a core's second cache
 
 compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -172,22 +173,32 @@ def store(typing, array, at, vectors):
 
 @intrinsic
 @no_type_check
-def next_block(typing, along, h, down, g, x, at, values):
-    """along · h + down · g + x[at : at + STATES] ⊗ values."""
+def next_block(typing, h, down, g, x, at, values):
+    """h + down · g + x[at : at + STATES] ⊗ values."""
 
     def code(context, builder, signature, args):
-        along, down = (_everywhere(builder, args[i]) for i in (0, 2))
-        h, g, values = (_unpacked(builder, args[i]) for i in (1, 3, 6))
-        numbers = _numbers(builder, _address(context, builder, signature.args[4], *args[4:6]))
+        down = _everywhere(builder, args[1])
+        h, g, values = (_unpacked(builder, args[i]) for i in (0, 2, 5))
+        numbers = _numbers(builder, _address(context, builder, signature.args[3], *args[3:5]))
         new = []
         for i in range(_BLOCK.count):
             own = builder.fmul(numbers[i // VECTORS], values[i % VECTORS])
-            from_above = _multiply_add(builder, down, g[i], own)
-            new.append(_multiply_add(builder, along, h[i], from_above))
+            new.append(builder.fadd(h[i], _multiply_add(builder, down, g[i], own)))
         return _packed(builder, new)
 
-    single = types.float32
-    return _BLOCK(single, _BLOCK, single, _BLOCK, x, types.int64, _VALUES), code
+    return _BLOCK(_BLOCK, types.float32, _BLOCK, x, types.int64, _VALUES), code
+
+
+@intrinsic
+@no_type_check
+def times(typing, a, h):
+    """a h."""
+
+    def code(context, builder, signature, args):
+        a = _everywhere(builder, args[0])
+        return _packed(builder, [builder.fmul(a, x) for x in _unpacked(builder, args[1])])
+
+    return _BLOCK(types.float32, _BLOCK), code
 
 
 @intrinsic
@@ -234,12 +245,10 @@ def _sums_of_four(builder, a, b, c, d):
         halves = ([q + i for q in range(0, LANES, 4) for i in places] for places in (left, right))
         return builder.fadd(*(_shuffled(builder, x, y, places) for places in halves))
 
-    b_of, next_of = LANES, LANES + 1
-    ab, cd = (
-        added(x, y, (0, b_of, 1, next_of), (2, b_of + 2, 3, next_of + 2))
-        for x, y in ((a, b), (c, d))
-    )
-    total = added(ab, cd, (0, 1, b_of, next_of), (2, 3, b_of + 2, next_of + 2))
+    y = LANES  # the first place of the second vector
+    # Of a, a, b, b: one of the two parts is but a choice among lanes that stay where they are.
+    ab, cd = (added(*pair, (0, 1, y + 2, y + 3), (2, 3, y, y + 1)) for pair in ((a, b), (c, d)))
+    total = added(ab, cd, (0, 2, y, y + 2), (1, 3, y + 1, y + 3))
     return _folded(builder, total, STATES)
 
 
@@ -389,10 +398,43 @@ def _inner_products(x, y, products):
 
 @compiled
 @no_type_check
-def _totals_of_edges(x, of_left, of_top):
-    for v in range(len(of_left)):
-        of_left[v] = total_of(load_vector(x, 2 * v * LANES))
-        of_top[v] = total_of(load_vector(x, (2 * v + 1) * LANES))
+def _totals_of_edges(x, R, K, corner, factor, of_left, of_top):
+    """Gradients of the weights, from those between states that `factor` divides."""
+    start, down, along = corner[0], corner[1], corner[2]
+    for r in range(R):
+        for k in range(K):
+            v = start + r * down + k * along
+            if k > 0:
+                u = v - along
+                of_left[v] = factor[u] / factor[v] * total_of(load_vector(x, 2 * u * LANES))
+            if r > 0:
+                u = v - down
+                of_top[v] = factor[u] / factor[v] * total_of(load_vector(x, (2 * u + 1) * LANES))
+
+
+@compiled
+@no_type_check
+def _straighten(R, K, corner, left, top, along_rows, down_columns, factor):
+    """Weights between states divided by `factor`, so that nearly all along a row are one.
+
+    A state is then added to the next one, where processors can while they multiply others. The
+    factor is the product of the weights from where it last began, as it does with every row and
+    before it leaves what numbers can hold.
+    """
+    start, down, along = corner[0], corner[1], corner[2]
+    for r in range(R):
+        product = numba.float32(1)
+        for k in range(K):
+            v = start + r * down + k * along
+            if k > 0:
+                product *= left[v]
+            if k > 0 and LEAST < abs(product) < 1 / LEAST:
+                along_rows[v] = 1
+            else:
+                along_rows[v] = product
+                product = numba.float32(1)
+            factor[v] = product
+            down_columns[v] = top[v] * factor[v - down] / product if r > 0 else 0
 
 
 @compiled
@@ -410,12 +452,16 @@ def _read_states(R, K, corner, left, top, B, C, x, row, y):
         for k in range(K):
             v = start + r * down + k * along
             above, values = load_block(row, k * BLOCK), load_values(x, v * VALUES)
-            h = next_block(left[v], h, top[v], above, B, v * STATES, values)
+            if left[v] != 1:
+                h = times(left[v], h)
+            h = next_block(h, top[v], above, B, v * STATES, values)
             store(y, v * VALUES, read(load_values(y, v * VALUES), C, v * STATES, h))
             if paired:
                 u = v + down
                 values = load_values(x, u * VALUES)
-                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
+                if left[u] != 1:
+                    under = times(left[u], under)
+                under = next_block(under, top[u], h, B, u * STATES, values)
                 store(row, k * BLOCK, under)
                 store(y, u * VALUES, read(load_values(y, u * VALUES), C, u * STATES, under))
 
@@ -432,11 +478,15 @@ def _pass_rows(first, last, K, corner, left, top, B, x, before, row):
         for k in range(K):
             v = start + r * down + k * along
             from_above, values = load_block(above, k * BLOCK), load_values(x, v * VALUES)
-            h = next_block(left[v], h, top[v], from_above, B, v * STATES, values)
+            if left[v] != 1:
+                h = times(left[v], h)
+            h = next_block(h, top[v], from_above, B, v * STATES, values)
             if paired:
                 u = v + down
                 values = load_values(x, u * VALUES)
-                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
+                if left[u] != 1:
+                    under = times(left[u], under)
+                under = next_block(under, top[u], h, B, u * STATES, values)
                 store(row, k * BLOCK, under)
             else:
                 store(row, k * BLOCK, h)
@@ -457,13 +507,17 @@ def _states_of_band(first, last, K, corner, left, top, B, x, dy, before, states,
         for k in range(K):
             v = start + r * down + k * along
             from_above, values = load_block(above, k * BLOCK), load_values(x, v * VALUES)
-            h = next_block(left[v], h, top[v], from_above, B, v * STATES, values)
+            if left[v] != 1:
+                h = times(left[v], h)
+            h = next_block(h, top[v], from_above, B, v * STATES, values)
             store(row, k * BLOCK, h)
             add_products(dC, v * STATES, h, load_values(dy, v * VALUES))
             if paired:
                 u = v + down
                 values = load_values(x, u * VALUES)
-                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
+                if left[u] != 1:
+                    under = times(left[u], under)
+                under = next_block(under, top[u], h, B, u * STATES, values)
                 store(row_under, k * BLOCK, under)
                 add_products(dC, u * STATES, under, load_values(dy, u * VALUES))
         above = row_under
@@ -472,48 +526,44 @@ def _states_of_band(first, last, K, corner, left, top, B, x, dy, before, states,
 @compiled
 @no_type_check
 def _adjoint_of_band(
-    first, last, R, K, corner, left, top, B, C, x, dy, before, states, row, dB, dx, d_edges
+    first, last, R, K, corner, left, top, B, C, x, dy, states, row, dB, dx, d_edges
 ):  # fmt: skip
     """The recurrence from below, where `row` holds g of the row below; adds to all gradients.
 
-    As in `_read_states` two rows go together, so that what one hands on stays in registers.
+    As in `_read_states` two rows go together, so that what one hands on stays in registers. A
+    node's state meets what is below and behind it, so that it is read once.
     """
     start, down, along = corner[0], corner[1], corner[2]
     for r in range(last - 1, first - 1, -2):
         paired = r > first
         own = states[(r - first) * K * BLOCK :]
-        above = states[(r - 1 - first) * K * BLOCK :] if paired else before
-        two_above = states[(r - 2 - first) * K * BLOCK :] if r > first + 1 else before
+        above = states[(r - first - paired) * K * BLOCK :]
         g, over = zero_block(), zero_block()
-        beside, beside_over = numba.float32(0), numba.float32(0)
+        behind, behind_over = numba.float32(1), numba.float32(1)
         for k in range(K - 1, -1, -1):
             v = start + r * down + k * along
             under = top[v + down] if r < R - 1 else numba.float32(0)
-            below, values = load_block(row, k * BLOCK), load_values(dy, v * VALUES)
-            g = next_block(beside, g, under, below, C, v * STATES, values)
-            beside = left[v]
+            below, h = load_block(row, k * BLOCK), load_block(own, k * BLOCK)
+            add_inner_product(d_edges, 2 * v * LANES, g, h)
+            add_inner_product(d_edges, (2 * v + 1) * LANES, below, h)
+            if behind != 1:
+                g = times(behind, g)
+            behind = left[v]
+            g = next_block(g, under, below, C, v * STATES, load_values(dy, v * VALUES))
             add_products(dB, v * STATES, g, load_values(x, v * VALUES))
             store(dx, v * VALUES, read(load_values(dx, v * VALUES), B, v * STATES, g))
-            if k > 0:
-                add_inner_product(d_edges, 2 * v * LANES, g, load_block(own, (k - 1) * BLOCK))
-            if r > 0:
-                add_inner_product(d_edges, (2 * v + 1) * LANES, g, load_block(above, k * BLOCK))
             if paired:
                 u = v - down
-                values = load_values(dy, u * VALUES)
-                over = next_block(beside_over, over, top[v], g, C, u * STATES, values)
-                beside_over = left[u]
+                h = load_block(above, k * BLOCK)
+                add_inner_product(d_edges, 2 * u * LANES, over, h)
+                add_inner_product(d_edges, (2 * u + 1) * LANES, g, h)
+                if behind_over != 1:
+                    over = times(behind_over, over)
+                behind_over = left[u]
+                over = next_block(over, top[v], g, C, u * STATES, load_values(dy, u * VALUES))
                 store(row, k * BLOCK, over)
                 add_products(dB, u * STATES, over, load_values(x, u * VALUES))
                 store(dx, u * VALUES, read(load_values(dx, u * VALUES), B, u * STATES, over))
-                if k > 0:
-                    add_inner_product(
-                        d_edges, 2 * u * LANES, over, load_block(above, (k - 1) * BLOCK)
-                    )
-                if r > 1:
-                    add_inner_product(
-                        d_edges, (2 * u + 1) * LANES, over, load_block(two_above, k * BLOCK)
-                    )
             else:
                 store(row, k * BLOCK, g)
 
@@ -528,7 +578,11 @@ def scratch_of_states(R: int, K: int, S: int) -> tuple[int, int]:
     """Numbers that `mix_states` and `differentiate_states` need for themselves."""
     n, row, band = R * K, K * BLOCK, rows_of_a_band(R, K)
     of_blocks = (-(-R // band) + 1) * -(-S // STATES) * row
-    return 3 * n * VALUES + row, 5 * n * VALUES + 2 * n * LANES + of_blocks + band * row
+    weights = 3 * padded(n)
+    return (
+        4 * n * VALUES + weights + row,
+        6 * n * VALUES + weights + 2 * n * LANES + of_blocks + band * row,
+    )
 
 
 @compiled
@@ -545,19 +599,23 @@ def mix_states(
         B, C: [N, G, S / STATES, n · STATES].
         V, Y: [G, n, H, P].
     """
-    H, blocks, size = V.shape[2], -(-V.shape[3] // VALUES), R * K * VALUES
+    n, H, blocks = R * K, V.shape[2], -(-V.shape[3] // VALUES)
     image, head, first = task // (H * blocks), task // blocks % H, task % blocks * VALUES
-    values, x, y = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size]
-    row = scratch[3 * size : 3 * size + K * BLOCK]
+    values, x, y, total = scratch[: 4 * n * VALUES].reshape(4, n * VALUES)
+    rest = scratch[4 * n * VALUES :]
+    w, u, factor = rest[: 3 * padded(n)].reshape(3, padded(n))[:, :n]
+    row = rest[3 * padded(n) :][: K * BLOCK]
     _take(V, image, head, first, values)
-    _scale(skip[image, head], values, y)
+    _scale(skip[image, head], values, total)
     for d in range(len(group)):
-        _scale(scale[d, image, head], values, x)
-        w, u = left[d, image, head], top[d, image, head]
+        _straighten(R, K, corners[d], left[d, image, head], top[d, image, head], w, u, factor)
+        _scale(scale[d, image, head] / factor, values, x)
+        y[:] = 0
         for s in range(B.shape[2]):
             b, c = B[group[d], image, s], C[group[d], image, s]
             _read_states(R, K, corners[d], w, u, b, c, x, row, y)
-    _put(y, Y, image, head, first)
+        _add_scaled(factor, y, total)
+    _put(total, Y, image, head, first)
 
 
 @compiled
@@ -572,19 +630,22 @@ def differentiate_states(
         band: `rows_of_a_band`.
         d_left, d_top, d_scale: [P / VALUES, D, G, H, n], to be summed over P / VALUES.
         d_skip: [P / VALUES, G, H, n].
-        dB, dC: [parts, N, G, S / STATES, n · STATES], zeros, to be summed over the parts.
+        dB, dC: [parts, N, G, S / STATES, n · STATES], to be summed over the parts.
         dV, dY: [G, n, H, P].
     """
     n, H, blocks, parts = R * K, V.shape[2], -(-V.shape[3] // VALUES), dB.shape[0]
     size, image, part, lanes = n * VALUES, task // parts, task % parts, H * blocks
-    values, dy, dv = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size]
-    x, dx = scratch[3 * size : 4 * size], scratch[4 * size : 5 * size]
-    rest, size = scratch[5 * size :], 2 * n * LANES
+    values, dy, dv, x, dx, scaled_dy = scratch[: 6 * size].reshape(6, size)
+    rest, size = scratch[6 * size :], padded(n)
+    w, u, factor = rest[: 3 * size].reshape(3, size)[:, :n]
+    rest, size = rest[3 * size :], 2 * n * LANES
     of_edges, rest = rest[:size], rest[size:]
     size, blocks_S, bands = K * BLOCK, B.shape[2], -(-R // band)
     states, rest = rest[: band * size], rest[band * size :]
     g, rest = rest[: blocks_S * size].reshape(blocks_S, size), rest[blocks_S * size :]
     kept = rest[: blocks_S * bands * size].reshape(bands, blocks_S, size)
+    dB[part, :, image] = 0
+    dC[part, :, image] = 0
     for lane in range(part * lanes // parts, (part + 1) * lanes // parts):
         head, block = lane // blocks, lane % blocks
         _take(V, image, head, block * VALUES, values)
@@ -592,8 +653,11 @@ def differentiate_states(
         _scale(skip[image, head], dy, dv)
         _inner_products(dy, values, d_skip[block, image, head])
         for d in range(len(group)):
-            _scale(scale[d, image, head], values, x)
-            w, u = left[d, image, head], top[d, image, head]
+            corner = corners[d]
+            _straighten(R, K, corner, left[d, image, head], top[d, image, head], w, u, factor)
+            entering = scale[d, image, head] / factor
+            _scale(entering, values, x)
+            _scale(factor, dy, scaled_dy)
             dx[:] = 0
             of_edges[:] = 0
             g[:] = 0
@@ -601,7 +665,7 @@ def differentiate_states(
             for i in range(1, bands):
                 for s in range(blocks_S):
                     _pass_rows(
-                        i * band - band, i * band, K, corners[d], w, u, B[group[d], image, s], x,
+                        i * band - band, i * band, K, corner, w, u, B[group[d], image, s], x,
                         kept[i - 1, s], kept[i, s],
                     )  # fmt: skip
             for i in range(bands - 1, -1, -1):
@@ -610,15 +674,18 @@ def differentiate_states(
                     b, c = B[group[d], image, s], C[group[d], image, s]
                     db, dc = dB[part, group[d], image, s], dC[part, group[d], image, s]
                     before = kept[i, s]
-                    _states_of_band(first, last, K, corners[d], w, u, b, x, dy, before, states, dc)
+                    _states_of_band(
+                        first, last, K, corner, w, u, b, x, scaled_dy, before, states, dc
+                    )
                     _adjoint_of_band(
-                        first, last, R, K, corners[d], w, u, b, c, x, dy, before, states, g[s],
+                        first, last, R, K, corner, w, u, b, c, x, scaled_dy, states, g[s],
                         db, dx, of_edges,
                     )  # fmt: skip
-            _add_scaled(scale[d, image, head], dx, dv)
+            _add_scaled(entering, dx, dv)
             _inner_products(dx, values, d_scale[block, d, image, head])
+            d_scale[block, d, image, head] /= factor
             dw, du = d_left[block, d, image, head], d_top[block, d, image, head]
-            _totals_of_edges(of_edges, dw, du)
+            _totals_of_edges(of_edges, R, K, corner, factor, dw, du)
         _put(dv, dV, image, head, block * VALUES)
 
 
@@ -698,13 +765,14 @@ def differentiate_mask(
         dM: [t, H, n, width], zeros behind n.
         d_left, d_top, d_scale: [D, G, H, n], zeros where nothing enters.
         d_skip: [G, H, n].
-        d_kernel: [parts, N, t, n, width], zeros, to be summed over the parts.
+        d_kernel: [parts, N, t, n, width], to be summed over the parts.
     """
     n, H, parts, width = R * K, dM.shape[1], d_kernel.shape[0], dM.shape[3]
     at_image, part, size = task // parts, task % parts, n * width
     image, tile = first_image + at_image, kernel.shape[1]
     pairs, dm, d_pairs = kernel.reshape(-1), dM.reshape(-1), d_kernel.reshape(-1)
     L, m, g = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 2 * size + K * width]
+    d_kernel[part, :, at_image] = 0
     for head in range(part * H // parts, (part + 1) * H // parts):
         of_m = (at_image * H + head) * size
         for v in range(n):

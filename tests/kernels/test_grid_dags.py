@@ -135,6 +135,18 @@ def test_extreme_weights_in_float32(weight, form):
     assert_as_expected(dags, V, form=form, tolerance=1e-5)
 
 
+@in_both_forms
+@pytest.mark.parametrize("weights", [(0.9, -1e-8, 0.0, 40.0), (1e-9, 1e-9, 0.5), (30.0,)], ids=str)
+def test_weights_whose_products_leave_what_numbers_can_hold(weights, form):
+    shape = (1, 3, 21)
+    dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
+    with torch.no_grad():
+        for dag in dags:
+            dag.left.copy_(torch.tensor(weights)[torch.randint(len(weights), dag.left.shape)])
+            dag.top.fill_(0.1)
+    assert_as_expected(dags, V, form=form, tolerance=1e-5)
+
+
 @in_every_precision
 @in_both_forms
 def test_what_would_enter_a_grid_is_not_read(form, dtype, tolerance):
