@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import DataError
+from kernels.autograd import FirstDerivativesOnlyError
 from lit_models.module import NonFiniteError, UnfitDataError
 
 
@@ -51,7 +52,7 @@ def explain(error: BaseException) -> str | None:
             cause = cause.__cause__
         return first_line(error)
     told = UserError | DataError | UnfitDataError | NonFiniteError | MisconfigurationException
-    if isinstance(error, told):
+    if isinstance(error, told | FirstDerivativesOnlyError):
         return str(error)
     return None
 

@@ -5,6 +5,10 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 
+class FirstDerivativesOnlyError(RuntimeError):
+    """A backward pass is to be differentiated that cannot be."""
+
+
 def differentiate_by(op: CustomOpDef, backward: CustomOpDef, gradients: int) -> None:
     """Let autograd differentiate a custom op, once, by another one; both work when compiled.
 
@@ -40,10 +44,11 @@ def refuse_second_derivatives() -> None:
     """Called first in a backward pass that cannot be differentiated itself.
 
     Raises:
-        RuntimeError: its gradients are to be differentiated again.
+        FirstDerivativesOnlyError: its gradients are to be differentiated again.
     """
     if torch.is_grad_enabled():  # in a backward pass only with create_graph=True
-        raise RuntimeError(
-            "This op has first derivatives only: leave out create_graph=True, or take the op's "
-            "float64 reference (kernels.resolvent: backend='reference'), which is slow."
+        raise FirstDerivativesOnlyError(
+            "This op has first derivatives only: leave out create_graph=True, which penalties of "
+            "gradients ask for, or take the op's float64 reference (kernels.resolvent: "
+            "backend='reference'), which is slow."
         )

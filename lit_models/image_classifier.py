@@ -20,9 +20,14 @@ PERMUTED = "permuted"
 
 
 class ImageClassifierNet(nn.Module):
-    """Encoder, mean of all patches, linear: a batch to [B, outputs]."""
+    """Encoder, mean of all patches, linear: a batch to [B, outputs].
 
-    def __init__(self, encoder: ImageEncoder, outputs: int):
+    Args:
+        encoder: maps images [B, 3, H, W] to features [B, R, K, D], of which D is its `width`.
+        outputs: number of classes.
+    """
+
+    def __init__(self, encoder: nn.Module, outputs: int):
         super().__init__()
         self.encoder = encoder
         self.out = nn.Linear(encoder.width, outputs)
@@ -54,19 +59,22 @@ class LitImageClassifier(LitModule):
 
     Args:
         task: what is predicted, its loss and its metrics.
-        encoder: of any architecture.
+        encoder: of any architecture, see `ImageClassifierNet`.
         optimisation: optimiser and schedule.
         test_resolutions: sides in pixels to which test images are also brought, bicubically, each
             of which adds `test/accuracy_<side>`.
         test_permuted: whether test images are also seen with their patches in random order, an
             order of its own for each, which adds `test/accuracy_permuted`.
         compile: torch.compile the network.
+
+    Raises:
+        ValueError: patches are to be permuted, of which the encoder has none.
     """
 
     def __init__(
         self,
         task: ImageClassification,
-        encoder: ImageEncoder,
+        encoder: nn.Module,
         optimisation: Optimisation,
         *,
         test_resolutions: Sequence[int] = (),
@@ -74,6 +82,11 @@ class LitImageClassifier(LitModule):
         compile: bool = False,
     ):
         super().__init__(task, optimisation, compile=compile)
+        if test_permuted and not isinstance(encoder, ImageEncoder):
+            raise ValueError(
+                f"{type(encoder).__name__} has no patches that could be permuted: set "
+                "model.test_permuted=false."
+            )
         self.net = ImageClassifierNet(encoder, task.num_outputs)
         self.test_resolutions = tuple(test_resolutions)
         names = [*map(str, test_resolutions), *[PERMUTED] * test_permuted]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lit_models.tasks import Task
+from lit_models.tasks import Task, in_single
 
 ImageBatch = dict[str, Tensor]
 
@@ -32,12 +32,16 @@ class ImageClassification(Task):
         self.num_outputs, self.label_smoothing = num_outputs, label_smoothing
 
     def loss(self, prediction: Tensor, batch: ImageBatch) -> Tensor:
-        return F.cross_entropy(prediction.float(), batch["label"])
+        return F.cross_entropy(in_single(prediction), batch["label"])
 
     def training_loss(self, prediction: Tensor, batch: ImageBatch) -> Tensor:
         """Cross-entropy to smoothed labels, or to the shares of classes in mixed images."""
         target = batch.get("target", batch["label"])
-        return F.cross_entropy(prediction.float(), target, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(in_single(prediction), target, label_smoothing=self.label_smoothing)
+
+    def drawn(self, prediction: Tensor, batch: ImageBatch) -> ImageBatch:
+        label = torch.multinomial(prediction.float().softmax(dim=1), 1).squeeze(1)
+        return batch | {"label": label}
 
     def metrics(self) -> MetricCollection:
         most = min(5, self.num_outputs)

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
@@ -27,7 +27,7 @@ class UnfitDataError(RuntimeError):
 
 @dataclass
 class Optimisation:
-    """AdamW with linear warm-up and decay to `final_lr_ratio` × `lr`.
+    """AdamW or plain SGD, with linear warm-up and decay to `final_lr_ratio` × `lr`.
 
     Args:
         lr: peak learning rate.
@@ -35,11 +35,12 @@ class Optimisation:
         warmup: share of all steps that warm up linearly.
         betas: AdamW's momenta.
         final_lr_ratio: learning rate of the last step over the peak.
-        decay: `cosine` or `linear`.
+        decay: `cosine`, `linear` or `none`.
         eps: AdamW's.
+        algorithm: `adamw`, or `sgd` without momentum.
 
     Raises:
-        ValueError: `decay` is neither.
+        ValueError: `decay` or `algorithm` is another.
     """
 
     lr: float = 1e-3
@@ -49,16 +50,21 @@ class Optimisation:
     final_lr_ratio: float = 0.0
     decay: str = "cosine"
     eps: float = 1e-8
+    algorithm: str = "adamw"
 
     def __post_init__(self):
-        if self.decay not in ("cosine", "linear"):
-            raise ValueError(f"Expected a cosine or linear decay, got {self.decay!r}.")
+        if self.decay not in ("cosine", "linear", "none"):
+            raise ValueError(f"Expected a cosine or linear decay, or none, got {self.decay!r}.")
+        if self.algorithm not in ("adamw", "sgd"):
+            raise ValueError(f"Expected adamw or sgd for an algorithm, got {self.algorithm!r}.")
 
     def factor(self, step: int, total: int) -> float:
         """Learning rate at `step` of `total`, relative to the peak."""
         warmup = self.warmup * total
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        if self.decay == "none":
+            return 1.0
         progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
         linear = self.decay == "linear"
         left = 1 - progress if linear else (1 + math.cos(math.pi * progress)) / 2
@@ -74,13 +80,25 @@ class Optimisation:
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        how = {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps}
-        optimizer = torch.optim.AdamW(groups, **how)
+        if self.algorithm == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.lr)
+        else:
+            how = {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps}
+            optimizer = torch.optim.AdamW(groups, **how)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.factor(s, total))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+class Penalty(Protocol):
+    """What training adds to the loss, see `lit_models.explicit_regularisation`."""
+
+    weight: float
+
+    def losses(self, module: "LitModule", batch: Any) -> tuple[Tensor, Tensor]:
+        """The loss, and what is added to it `weight` times."""
 
 
 class LitModule(L.LightningModule):
@@ -97,6 +115,7 @@ class LitModule(L.LightningModule):
     """
 
     net: nn.Module
+    penalty: Penalty | None = None
 
     def __init__(self, task: Task, optimisation: Optimisation, *, compile: bool = False):
         super().__init__()
@@ -132,10 +151,16 @@ class LitModule(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.training_loss(batch)
+        samples = self.task.samples(batch)
+        if self.penalty is None:
+            loss = objective = self.training_loss(batch)
+        else:
+            loss, penalty = self.penalty.losses(self, batch)
+            objective = loss + self.penalty.weight * penalty
+            self.log("train/penalty", penalty, batch_size=samples)
         self._loss = loss.detach()
-        self.log("train/loss", loss, prog_bar=True, batch_size=self.task.samples(batch))
-        return loss * self.task.weight(batch, self.trainer.datamodule.batch_size)
+        self.log("train/loss", loss, prog_bar=True, batch_size=samples)
+        return objective * self.task.weight(batch, self.trainer.datamodule.batch_size)
 
     def training_loss(self, batch: Any) -> Tensor:
         """The mean over a batch's samples of what training minimises."""

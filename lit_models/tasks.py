@@ -6,6 +6,7 @@ trained on it. Those of fields are chosen by `lit_models.operator.LitOperator`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,13 @@ class Task(ABC):
 
         Both are to be whole: nothing is gathered from other processes.
         """
+
+    def drawn(self, prediction: Tensor, batch: Any) -> Any | None:
+        """The batch with targets drawn from the distribution that is predicted; None if none is.
+
+        That is the one whose negative logarithm `loss` is the mean of.
+        """
+        return None
 
     def weight(self, batch: Any, batch_size: int) -> float:
         """Of a training batch's loss, so that every sample weighs the same."""
@@ -133,6 +141,12 @@ class MultilabelClassification(GraphTask):
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         present = ~batch.y.isnan()
         return F.binary_cross_entropy_with_logits(prediction[present], batch.y[present])
+
+    def drawn(self, prediction: Tensor, batch: Batch) -> Batch:
+        drawn = copy(batch)
+        # NaN stays where a label is missing.
+        drawn.y = torch.bernoulli(prediction.float().sigmoid()).to(batch.y) + 0 * batch.y
+        return drawn
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"ap": AveragePrecision(self.num_outputs)})
@@ -341,6 +355,11 @@ class SteadySolution(FieldTask):
             samples += len(batch["target"])
         mean = sums / samples
         return lambda batch: mean
+
+
+def in_single(x: Tensor) -> Tensor:
+    """In float32, or float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def relative_l2(

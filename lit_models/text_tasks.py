@@ -66,6 +66,10 @@ class SentenceClassification(SentenceTask):
     def loss(self, prediction: Tensor, batch: TextBatch) -> Tensor:
         return F.cross_entropy(prediction.float(), batch["label"])
 
+    def drawn(self, prediction: Tensor, batch: TextBatch) -> TextBatch:
+        label = torch.multinomial(prediction.float().softmax(dim=1), 1).squeeze(1)
+        return batch | {"label": label}
+
     def metrics(self) -> MetricCollection:
         return MetricCollection({"accuracy": self._accuracy()})
 

@@ -18,7 +18,6 @@ from lit_models.callbacks.cadence import is_due
 from lit_models.callbacks.truncation import untouched
 from lit_models.chimera_image import ChimeraGridMixer
 from lit_models.image_tasks import ImageBatch
-from lit_models.layers.image_encoder import ImageEncoder
 
 
 class ImagePictures(Callback):
@@ -131,9 +130,7 @@ def shown_images(
     return (images.float().cpu() * std + mean).clamp(0, 1).movedim(1, -1)
 
 
-def receptive_field(
-    encoder: ImageEncoder, images: Float[Tensor, "B 3 H W"]
-) -> Float[Tensor, "H W"]:
+def receptive_field(encoder: nn.Module, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "H W"]:
     """How much each pixel counts for the patch amid the image, the mean of images; at most 1.
 
     It is the gradient by the pixel of the sum of that patch's features.
@@ -150,7 +147,7 @@ def receptive_field(
 
 
 def dag_fields(
-    encoder: ImageEncoder, images: Float[Tensor, "B 3 H W"]
+    encoder: nn.Module, images: Float[Tensor, "B 3 H W"]
 ) -> dict[str, Float[Tensor, "R K"]]:
     """What each patch weighs on the way to the one amid the image, by layer and DAG.
 

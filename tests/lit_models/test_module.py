@@ -29,7 +29,7 @@ def test_a_linear_decay():
     assert factor[10] == 1
     assert factor[55] == pytest.approx(0.6)
     assert torch.tensor(factor[10:]).diff() == pytest.approx(-0.8 / 90, abs=1e-6)
-    with pytest.raises(ValueError, match="cosine or linear decay, got 'step'"):
+    with pytest.raises(ValueError, match="linear decay, or none, got 'step'"):
         Optimisation(decay="step")
 
 

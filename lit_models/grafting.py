@@ -1,0 +1,109 @@
+"""The length of a step from one gradient, its direction from another.
+
+A step is θ ← θ − η a ∇L_B / ‖∇L_B‖, where B is the large batch, `trainer.accumulate_grad_batches`
+of the data module's batches. The rules differ in the length a; each is a callback, so that any
+experiment takes one: `+callbacks.grafting=…` of configs/grafting. The optimiser should be one whose
+step is its learning rate times the gradient: `model.optimisation.algorithm=sgd`.
+
+Source: Novack et al., "Disentangling the Mechanisms Behind Implicit Regularization in SGD",
+arXiv:2211.15853, after Agarwal et al., "Disentangling Adaptive Gradient Methods from Learning
+Rates", arXiv:2002.11803.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from lit_models.module import UnfitDataError
+
+LOGGED = "train/grad_norm"
+
+
+class Grafting(Callback, ABC):
+    """Gives the gradient of every step another length; a subclass says which."""
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.gradient_clip_val:
+            raise UnfitDataError(
+                "Expected gradients of any length, as grafting decides about it, but "
+                f"trainer.gradient_clip_val is {trainer.gradient_clip_val}: set it to null."
+            )
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        gradients = gradients_of(module)
+        factor = self.length(trainer.global_step) / torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, factor)
+
+    @abstractmethod
+    def length(self, step: int) -> Tensor | float:
+        """a of a step."""
+
+
+class ConstantNorm(Grafting):
+    """One length for all steps: normalised gradient descent.
+
+    Args:
+        norm: a.
+    """
+
+    def __init__(self, norm: float):
+        self.norm = norm
+
+    def length(self, step: int) -> float:
+        return self.norm
+
+
+class ExternalGrafting(Grafting):
+    """The gradient's length at the same step of another run, such as one of small batches.
+
+    Between steps that were logged, lengths are interpolated linearly; before the first and after
+    the last the nearest one stands.
+
+    Args:
+        run: its folder.
+
+    Raises:
+        UnfitDataError: it logged no lengths.
+    """
+
+    def __init__(self, run: str):
+        if not Path(run).is_dir():
+            raise UnfitDataError(f"Expected the folder of a run, but there is no {run}.")
+        events = EventAccumulator(run, size_guidance={"scalars": 0}).Reload()
+        if LOGGED not in events.Tags()["scalars"]:
+            raise UnfitDataError(f"Expected a run that logged {LOGGED}, but {run} did not.")
+        points = events.Scalars(LOGGED)
+        self.steps = [point.step for point in points]
+        self.norms = [point.value for point in points]
+
+    def length(self, step: int) -> float:
+        return float(np.interp(step, self.steps, self.norms))
+
+
+class IterativeGrafting(Grafting):
+    """The length of the gradient of the first micro-batch of every step."""
+
+    def __init__(self):
+        self.norm = torch.tensor(0.0)
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0:
+            # Each micro-batch adds its part of the mean.
+            norm = torch.nn.utils.get_total_norm(gradients_of(module))
+            self.norm = norm * trainer.accumulate_grad_batches
+
+    def length(self, step: int) -> Tensor:
+        return self.norm
+
+
+def gradients_of(module: torch.nn.Module) -> list[Tensor]:
+    """Of all parameters that have one."""
+    return [p.grad for p in module.parameters() if p.grad is not None]

@@ -1,0 +1,97 @@
+"""Probes of gradients and curvature, against closed forms and whole matrices."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, hessian
+
+from lit_models.callbacks.gradient_probe import QUANTITIES, GradientProbe, sharpness
+from tests.lit_models.test_explicit_regularisation import (
+    CLASSES,
+    Flat,
+    Smooth,
+    batch_of,
+    classifier,
+)
+from tests.running import scalars, train_here
+
+
+def test_quantities_of_logistic_regression():
+    torch.manual_seed(0)
+    model, batch = classifier(Flat()), batch_of(9)
+    found = GradientProbe(draws=2000).measure(model, batch)
+    x = batch["image"].mean(dim=(2, 3))
+    x = torch.cat([x, torch.ones(9, 1, dtype=torch.float64)], dim=1)
+    p = model(batch).softmax(dim=1)
+    residual = p - nn.functional.one_hot(batch["label"], CLASSES)
+    expected = {
+        "gradient_norm": (residual.T @ x / 9).norm(),
+        "fisher_trace": (x.square().sum(dim=1) * (1 - p.square().sum(dim=1))).mean(),
+        "average_jacobian": CLASSES * x.mean(dim=0).square().sum(),
+        "unit_jacobian": x.mean(dim=0).square().sum(),
+        # Of cross-entropy, mean of (diag p − p pᵀ) ⊗ x xᵀ.
+        "sharpness": torch.linalg.eigvalsh(
+            sum(
+                torch.kron(torch.diag(q) - torch.outer(q, q), torch.outer(z, z))
+                for q, z in zip(p, x, strict=True)
+            )
+            / 9
+        )[-1],
+    }
+    assert found.keys() == expected.keys() == {*QUANTITIES}
+    for name, value in expected.items():
+        tolerance = 0.1 if name == "fisher_trace" else 1e-2 if name == "sharpness" else 1e-6
+        assert found[name] == pytest.approx(float(value), rel=tolerance)
+
+
+def test_sharpness_is_the_greatest_eigenvalue():
+    model, batch = classifier(Smooth()), batch_of(6)
+    names = [name for name, _ in model.net.named_parameters()]
+    shapes = [p.shape for p in model.net.parameters()]
+
+    def loss(flat):
+        parts = flat.split([shape.numel() for shape in shapes])
+        weights = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        return model.task.loss(functional_call(model.net, weights, (batch,)), batch)
+
+    flat = nn.utils.parameters_to_vector(model.net.parameters()).detach()
+    values = torch.linalg.eigvalsh(hessian(loss)(flat))
+    assert sharpness(model, batch, 1e-8) == pytest.approx(values[-1].item(), rel=1e-6)
+    # Not the one of greatest magnitude, where that is another.
+    assert values[-1] > 0 > values[0]
+
+
+def test_a_measurement_leaves_no_trace():
+    model, batch = classifier(Smooth(norm=True)), batch_of(6)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    found = GradientProbe().measure(model, batch)
+    assert all(math.isfinite(value) and value > 0 for value in found.values())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in model.parameters())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_another_quantity_is_refused():
+    with pytest.raises(ValueError, match="got entropy"):
+        GradientProbe(quantities=["entropy"])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [("gine_lrgb", []), ("chimera_lrgb", ["+callbacks.probe.quantities=[gradient_norm]"])],
+)
+def test_any_run_is_probed(tmp_path, experiment, words):
+    target = "lit_models.callbacks.gradient_probe.GradientProbe"
+    run = train_here(
+        tmp_path, experiment, f"+callbacks.probe._target_={target}",
+        "+callbacks.probe.every_n_steps=2", *words,
+    )  # fmt: skip
+    logged = scalars(run, "probe/gradient_norm")
+    assert logged
+    assert all(step % 2 == 0 for step in logged)
+    assert bool(scalars(run, "probe/sharpness")) == (not words)
