@@ -1,8 +1,8 @@
 """VGG for small images: convolutions of 3 × 3, and a maximum over 2 × 2 after every stage.
 
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
-Recognition", arXiv:1409.1556; as is usual for 32 × 32 pixels, the mean of what is left stands for
-the hidden linear layers, and there is no dropout.
+Recognition", arXiv:1409.1556; as is usual for 32 × 32 pixels, of which one place is left, the two
+hidden linear layers are no wider than the last stage. There is no dropout.
 """
 
 from jaxtyping import Float
@@ -45,8 +45,10 @@ class VGG(nn.Module):
                 layers.append(nn.ReLU())
                 before = after
             layers.append(nn.MaxPool2d(2))
-        self.layers = nn.Sequential(*layers)
+        self.stages = nn.Sequential(*layers)
+        hidden = (nn.Sequential(nn.Linear(self.width, self.width), nn.ReLU()) for _ in range(2))
+        self.hidden = nn.Sequential(*hidden)
         initialise_convolutions(self)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R K D"]:
-        return self.layers(images).movedim(1, -1)
+        return self.hidden(self.stages(images).movedim(1, -1))
