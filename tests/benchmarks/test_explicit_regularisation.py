@@ -58,7 +58,7 @@ def step(
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_step_with_a_penalty(green, record, name):
-    """CIFAR's 32 x 32 pixels, ten classes; also one micro-batch's penalised step, for its memory."""
+    """CIFAR's 32 x 32 pixels, ten classes; one micro-batch too, for its memory."""
     green(*GREEN)
     encoder = NETWORKS[name]()
     model = LitImageClassifier(ImageClassification(10), encoder, Optimisation()).to(DEVICE)
