@@ -31,6 +31,15 @@ def test_a_linear_decay():
     assert torch.tensor(factor[10:]).diff() == pytest.approx(-0.8 / 90, abs=1e-6)
     with pytest.raises(ValueError, match="linear decay, or none, got 'step'"):
         Optimisation(decay="step")
+    with pytest.raises(ValueError, match="adamw or sgd for an algorithm, got 'adam'"):
+        Optimisation(algorithm="adam")
+
+
+def test_a_constant_learning_rate():
+    how = Optimisation(warmup=0.1, decay="none")
+    factor = [how.factor(s, 100) for s in range(101)]
+    assert factor[10:] == [1.0] * 91
+    assert factor[0] < factor[5] < 1
 
 
 def test_only_weight_matrices_decay():
