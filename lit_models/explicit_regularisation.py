@@ -5,8 +5,8 @@ make up the large batch of a step, whose loss is the mean of L_M + λ ‖∇_θ 
 differ in the number s_M; its gradient is differentiated once more, exactly. Batch norm has the
 statistics of a micro-batch.
 
-A penalty is a callback, so that any experiment takes one: `+callbacks.penalty=…` of
-configs/penalty. Shapes: B samples of a micro-batch, K outputs.
+A penalty is a callback, so that any experiment takes one of configs/penalty by one word,
+`+penalty@callbacks.penalty=gradient_norm`. Shapes: B samples of a micro-batch, K outputs.
 
 Source: Novack et al., "Disentangling the Mechanisms Behind Implicit Regularization in SGD",
 arXiv:2211.15853.
@@ -14,7 +14,7 @@ arXiv:2211.15853.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning as L
@@ -23,6 +23,8 @@ from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_models.module import LitModule, UnfitDataError
 from lit_models.tasks import in_single
@@ -33,20 +35,36 @@ class GradientPenalty(Callback, ABC):
 
     Args:
         weight: λ.
-        together: micro-batches in a batch of the data module, of equal sizes, whose gradients
-            `torch.func.vmap` computes at once: faster where they are small, at the cost of their
-            memory. Only for batches that are a dict of tensors, and networks without batch norm.
+        together: micro-batches in a batch of the data module. Where they are equally many samples
+            and the network has no batch norm, `torch.func.vmap` computes their gradients at once,
+            which is faster where they are small, at the cost of their memory; elsewhere a loop.
 
     Raises:
-        UnfitDataError: in training, the micro-batches are not of equal sizes, or the model's
-            predictions have no such s_M.
+        UnfitDataError: in training, the batch is no dict of tensors and cannot be divided, or the
+            model's predictions have no such s_M; before it, the precision is 16-mixed, in which
+            the inner gradients would vanish, the network is compiled, or has another penalty.
     """
 
     def __init__(self, weight: float, together: int = 1):
         self.weight, self.together = weight, together
 
     def setup(self, trainer: L.Trainer, module: LitModule, stage: str) -> None:
+        if trainer.precision == "16-mixed":
+            raise UnfitDataError(
+                "Expected gradients that do not vanish in half precision, of which a penalty is "
+                "made: set trainer.precision to 32-true or bf16-mixed."
+            )
+        if module.compile_net:
+            raise UnfitDataError(
+                "Expected a network that can be differentiated twice, which no compiled one can: "
+                "set model.compile=false."
+            )
+        if module.penalty not in (None, self):
+            raise UnfitDataError("Expected one penalty, got two: leave out one of the callbacks.")
         module.penalty = self
+
+    def teardown(self, trainer: L.Trainer, module: LitModule, stage: str) -> None:
+        module.penalty = None
 
     @abstractmethod
     def scalar(
@@ -58,13 +76,28 @@ class GradientPenalty(Callback, ABC):
         """The training loss of a batch, and the mean over its micro-batches of ‖∇_θ s_M‖²."""
         if self.together == 1:
             return self.of_one(module, batch)
-        return self._of_several(module, batch)
+        if not isinstance(batch, dict):
+            raise UnfitDataError(
+                f"Expected batches that are dicts of tensors, to be divided into {self.together} "
+                f"micro-batches, got {type(batch).__name__}: set callbacks.penalty.together=1."
+            )
+        samples = module.task.samples(batch)
+        normed = any(isinstance(part, _BatchNorm) for part in module.modules())
+        if samples % self.together == 0 and not normed:
+            return self._at_once(module, batch)
+        parts = zip(*(x.tensor_split(self.together) for x in batch.values()), strict=True)
+        parts = [dict(zip(batch, part, strict=True)) for part in parts]
+        found = [self.of_one(module, part) for part in parts]
+        loss = sum(
+            loss * module.task.samples(part) for (loss, _), part in zip(found, parts, strict=True)
+        )
+        return loss / samples, torch.stack([penalty for _, penalty in found]).mean()
 
     def of_one(
         self, module: LitModule, batch: Any, *, differentiable: bool = True
     ) -> tuple[Tensor, Tensor]:
         """The training loss of one micro-batch and ‖∇_θ s_M‖², to be differentiated or not."""
-        with predictions_of(module) as predictions:
+        with predictions_of(module) as predictions, differentiable_attention():
             loss = module.training_loss(batch)
         scalar = self.scalar(module, loss, predictions, batch)
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -73,19 +106,12 @@ class GradientPenalty(Callback, ABC):
         )
         return loss, square(gradient)
 
-    def _of_several(self, module: LitModule, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        sizes = {len(x) for x in batch.values()}
-        if len(sizes) > 1 or sizes.pop() % self.together:
-            raise UnfitDataError(
-                f"Expected batches that divide into {self.together} micro-batches of one size, "
-                "which all tensors of a batch have: set data.batch_size to a multiple, leave the "
-                "last batch out, or set callbacks.penalty.together=1."
-            )
+    def _at_once(self, module: LitModule, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         parameters = {f"module.{n}": p for n, p in module.named_parameters() if p.requires_grad}
         training_loss = TrainingLoss(module)
 
         def both(parameters: dict, batch: dict) -> tuple[Tensor, Tensor]:
-            with predictions_of(module) as predictions:
+            with predictions_of(module) as predictions, differentiable_attention():
                 loss = functional_call(training_loss, parameters, (batch,))
             return self.scalar(module, loss, predictions, batch), loss
 
@@ -110,7 +136,8 @@ class GradientNorm(GradientPenalty):
 class FisherTrace(GradientPenalty):
     """Of the loss to targets that are drawn from what the model itself holds for likely.
 
-    ‖∇_θ s_M‖² has the mean tr F / B, where F is the Fisher information matrix of a sample.
+    ‖∇_θ s_M‖² has the mean tr F / n, where F is the Fisher information matrix of one of n targets,
+    which are the samples, or all labels of samples that have several.
     """
 
     def scalar(
@@ -143,7 +170,7 @@ class UnitJacobian(GradientPenalty):
     ) -> Tensor:
         means = by_output(the_one(predictions))
         direction = torch.randn_like(means)
-        return means @ (direction / direction.norm())
+        return (means * direction).sum() / direction.norm()  # a product @ would be rounded to bf16
 
 
 class TrainingLoss(nn.Module):
@@ -155,6 +182,11 @@ class TrainingLoss(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self.module.training_loss(batch)
+
+
+def differentiable_attention() -> AbstractContextManager:
+    """Attention by operations that can be differentiated twice, as the fused ones cannot."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 A step is θ ← θ − η a ∇L_B / ‖∇L_B‖, where B is the large batch, `trainer.accumulate_grad_batches`
 of the data module's batches. The rules differ in the length a; each is a callback, so that any
-experiment takes one: `+callbacks.grafting=…` of configs/grafting. The optimiser should be one whose
-step is its learning rate times the gradient: `model.optimisation.algorithm=sgd`.
+experiment takes one of configs/grafting by one word, `+grafting@callbacks.grafting=constant`. The
+optimiser must be SGD, `model.optimisation.algorithm=sgd`: others have lengths of their own.
 
 Source: Novack et al., "Disentangling the Mechanisms Behind Implicit Regularization in SGD",
 arXiv:2211.15853, after Agarwal et al., "Disentangling Adaptive Gradient Methods from Learning
@@ -12,6 +12,7 @@ Rates", arXiv:2002.11803.
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -20,15 +21,30 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lit_models.module import UnfitDataError
+from lit_models.module import LitModule, UnfitDataError
 
 LOGGED = "train/grad_norm"
 
 
 class Grafting(Callback, ABC):
-    """Gives the gradient of every step another length; a subclass says which."""
+    """Gives the gradient of every step another length; a subclass says which.
+
+    Raises:
+        UnfitDataError: before training, gradients are clipped or scaled, or the optimiser is not
+            SGD.
+    """
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.precision == "16-mixed":
+            raise UnfitDataError(
+                "Expected gradients of their own length, which 16-mixed scales: set "
+                "trainer.precision to 32-true or bf16-mixed."
+            )
+        if not all(isinstance(optimizer, torch.optim.SGD) for optimizer in trainer.optimizers):
+            raise UnfitDataError(
+                "Expected an optimiser whose step is as long as the gradient says: set "
+                "+model.optimisation.algorithm=sgd."
+            )
         if trainer.gradient_clip_val:
             raise UnfitDataError(
                 "Expected gradients of any length, as grafting decides about it, but "
@@ -39,7 +55,9 @@ class Grafting(Callback, ABC):
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         gradients = gradients_of(module)
-        factor = self.length(trainer.global_step) / torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # No direction is taken where there is none.
+        factor = self.length(trainer.global_step) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         torch._foreach_mul_(gradients, factor)
 
     @abstractmethod
@@ -89,16 +107,25 @@ class ExternalGrafting(Grafting):
 
 
 class IterativeGrafting(Grafting):
-    """The length of the gradient of the first micro-batch of every step."""
+    """The length of the gradient of the first micro-batch of every step, its penalty included.
+
+    Among several processes, the mean of those of their first micro-batches.
+    """
 
     def __init__(self):
         self.norm = torch.tensor(0.0)
 
-    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: LitModule, batch: Any, batch_idx: int
+    ) -> None:
+        # What a micro-batch's gradient is multiplied by before it is added to the others.
+        self.share = module.task.weight(batch, trainer.datamodule.batch_size)
+        self.share /= trainer.accumulate_grad_batches
+
+    def on_after_backward(self, trainer: L.Trainer, module: LitModule) -> None:
         if trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0:
-            # Each micro-batch adds its part of the mean.
-            norm = torch.nn.utils.get_total_norm(gradients_of(module))
-            self.norm = norm * trainer.accumulate_grad_batches
+            norm = torch.nn.utils.get_total_norm(gradients_of(module)) / self.share
+            self.norm = trainer.strategy.reduce(norm, reduce_op="mean")
 
     def length(self, step: int) -> Tensor:
         return self.norm

@@ -158,7 +158,7 @@ class LitModule(L.LightningModule):
             loss, penalty = self.penalty.losses(self, batch)
             objective = loss + self.penalty.weight * penalty
             self.log("train/penalty", penalty, batch_size=samples)
-        self._loss = loss.detach()
+        self._loss = objective.detach()
         self.log("train/loss", loss, prog_bar=True, batch_size=samples)
         return objective * self.task.weight(batch, self.trainer.datamodule.batch_size)
 

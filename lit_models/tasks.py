@@ -66,9 +66,13 @@ class Task(ABC):
     def drawn(self, prediction: Tensor, batch: Any) -> Any | None:
         """The batch with targets drawn from the distribution that is predicted; None if none is.
 
-        That is the one whose negative logarithm `loss` is the mean of.
+        That is the one whose negative logarithm `loss` is the mean of, over `targets`.
         """
         return None
+
+    def targets(self, batch: Any) -> int:
+        """How many targets, each drawn by itself, `loss` is a mean over."""
+        return self.samples(batch)
 
     def weight(self, batch: Any, batch_size: int) -> float:
         """Of a training batch's loss, so that every sample weighs the same."""
@@ -147,6 +151,9 @@ class MultilabelClassification(GraphTask):
         # NaN stays where a label is missing.
         drawn.y = torch.bernoulli(prediction.float().sigmoid()).to(batch.y) + 0 * batch.y
         return drawn
+
+    def targets(self, batch: Batch) -> int:
+        return int((~batch.y.isnan()).sum())
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"ap": AveragePrecision(self.num_outputs)})

@@ -46,7 +46,10 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        # Nor amid a step of several batches, whose gradients so far no checkpoint holds.
+        between = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if between and not last:
             super().on_train_batch_end(trainer, *args)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:

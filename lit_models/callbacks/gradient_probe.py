@@ -1,5 +1,6 @@
 """How steep and how curved the loss is where training goes."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,15 +11,16 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
+from kernels.autograd import FirstDerivativesOnlyError
 from lit_models.explicit_regularisation import (
     AverageJacobian,
     FisherTrace,
     GradientNorm,
     UnitJacobian,
+    differentiable_attention,
 )
-from lit_models.module import LitModule
+from lit_models.module import LitModule, UnfitDataError
 
 SQUARES = {
     "gradient_norm": GradientNorm(0.0),
@@ -32,16 +34,17 @@ QUANTITIES = (*SQUARES, "sharpness")
 class GradientProbe(Callback):
     """Logs quantities of a training batch, which the model has just learned from, as `probe/…`.
 
-    With L_M the loss of the batch, of B samples, and f the predictions: `gradient_norm` ‖∇L_M‖;
-    `fisher_trace` B times the mean of ‖∇L_M‖² over targets that the model itself draws, the trace
-    of a sample's Fisher information matrix; `average_jacobian` ‖∇ Σ_k mean f_k‖²; `unit_jacobian`
-    the mean of ‖∇ mean f · u‖² over unit vectors u; `sharpness` the greatest eigenvalue of L_M's
-    Hessian matrix, by Lanczos' method. Batch norm takes the batch's statistics, as in training,
-    which is left as it was.
+    With L_M the loss of the batch, the mean over n targets, and f the predictions: `gradient_norm`
+    ‖∇L_M‖; `fisher_trace` n times the mean of ‖∇L_M‖² over targets that the model itself draws, the
+    trace of one target's Fisher information matrix; `average_jacobian` ‖∇ Σ_k mean f_k‖²;
+    `unit_jacobian` the mean of ‖∇ mean f · u‖² over unit vectors u; `sharpness` the greatest
+    eigenvalue of L_M's Hessian matrix, by Lanczos' method. Batch norm takes the batch's statistics,
+    as in training, which is left as it was. What a model does not have, such as a Hessian where its
+    layers cannot be differentiated twice, is left out with one warning.
 
     Args:
         every_n_steps: optimiser steps between two measurements.
-        quantities: some of the five; `sharpness` needs networks that can be differentiated twice.
+        quantities: some of the five.
         draws: of targets and of unit vectors.
         tolerance: relative, of the sharpness.
 
@@ -63,39 +66,43 @@ class GradientProbe(Callback):
             )
         self.every_n_steps, self.quantities = every_n_steps, tuple(quantities)
         self.draws, self.tolerance = draws, tolerance
-        self._last = -1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: LitModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps or step == self._last:
+        amid = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
+        if amid or step % self.every_n_steps:
             return
-        self._last = step
         found = self.measure(module, batch)
         if trainer.is_global_zero:
             for name, value in found.items():
                 trainer.logger.experiment.add_scalar(f"probe/{name}", value, step)
 
     def measure(self, module: LitModule, batch: Any) -> dict[str, float]:
-        """The quantities of a batch."""
+        """The quantities of a batch, without those that the model does not have."""
         found = {}
         with leaving_no_trace(module):
             for name in self.quantities:
-                if name == "sharpness":
-                    found[name] = sharpness(module, batch, self.tolerance)
-                    continue
-                draws = self.draws if name in ("fisher_trace", "unit_jacobian") else 1
-                squares = [
-                    float(SQUARES[name].of_one(module, batch, differentiable=False)[1])
-                    for _ in range(draws)
-                ]
-                found[name] = sum(squares) / draws
-        if "gradient_norm" in found:
-            found["gradient_norm"] = found["gradient_norm"] ** 0.5
-        if "fisher_trace" in found:
-            found["fisher_trace"] *= module.task.samples(batch)
+                try:
+                    found[name] = self._of(name, module, batch)
+                except (UnfitDataError, FirstDerivativesOnlyError) as error:
+                    self.quantities = tuple(other for other in self.quantities if other != name)
+                    warnings.warn(f"{name} is not probed. {error}", stacklevel=2)
         return found
+
+    def _of(self, name: str, module: LitModule, batch: Any) -> float:
+        if name == "sharpness":
+            return sharpness(module, batch, self.tolerance)
+        draws = self.draws if name in ("fisher_trace", "unit_jacobian") else 1
+        squares = [
+            float(SQUARES[name].of_one(module, batch, differentiable=False)[1])
+            for _ in range(draws)
+        ]
+        mean = sum(squares) / draws
+        if name == "gradient_norm":
+            return mean**0.5
+        return mean * module.task.targets(batch) if name == "fisher_trace" else mean
 
 
 def sharpness(module: LitModule, batch: Any, tolerance: float) -> float:
@@ -107,20 +114,21 @@ def sharpness(module: LitModule, batch: Any, tolerance: float) -> float:
     Source: Lehoucq et al., "ARPACK Users' Guide", 1998, by scipy.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    loss = module.training_loss(batch)
+    with differentiable_attention():
+        loss = module.training_loss(batch)
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     used = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
     parameters, gradient = map(list, zip(*used, strict=True))
-    flat = parameters_to_vector(gradient)
+    flat = flattened(gradient)
 
     def product(vector: np.ndarray) -> np.ndarray:
         along = torch.from_numpy(vector.reshape(-1)).to(flat)
         parts = torch.autograd.grad(
             flat, parameters, along, retain_graph=True, materialize_grads=True
         )
-        return parameters_to_vector(parts).cpu().numpy()
+        return flattened(parts).cpu().numpy()
 
-    size, kind = len(flat), parameters_to_vector(parameters).detach().cpu().numpy().dtype
+    size, kind = len(flat), flat.detach().cpu().numpy().dtype
     hessian = LinearOperator((size, size), matvec=product, dtype=kind)
     begin = np.random.default_rng(0).standard_normal(size).astype(kind)
     try:
@@ -130,14 +138,21 @@ def sharpness(module: LitModule, batch: Any, tolerance: float) -> float:
     return float(values[0])
 
 
+def flattened(parts: Sequence[Tensor]) -> Tensor:
+    """One vector of them all."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
 @contextmanager
 def leaving_no_trace(module: nn.Module) -> Iterator[None]:
-    """Gradients, buffers, such as batch norm's, and random numbers are afterwards as before."""
+    """Buffers and random numbers are afterwards as before; nothing is logged."""
     buffers: list[tuple[Tensor, Tensor]] = [(x, x.detach().clone()) for x in module.buffers()]
+    module.log = lambda *_, **__: None
     with torch.random.fork_rng(), torch.enable_grad():
         try:
             yield
         finally:
+            del module.log
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

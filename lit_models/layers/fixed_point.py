@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels.autograd import refuse_second_derivatives
+
 Map = Callable[[Tensor], Tensor]
 Solver = Literal["anderson", "broyden", "plain"]
 Gradient = Literal["implicit", "phantom", "unroll"]
@@ -107,6 +109,9 @@ class FixedPoint:
         if self.gradient == "phantom":
             for _ in range(self.phantom_steps):
                 z = (1 - self.damping) * z + self.damping * f(z)
+            if z.requires_grad:
+                # The solution depends on the parameters too, which a second one would not know.
+                z.register_hook(lambda _: refuse_second_derivatives())
             return z, solution
         return self._implicit(f, z), solution
 
@@ -123,6 +128,7 @@ class FixedPoint:
             image = f(point)
 
         def solve_adjoint(gradient: Tensor | None) -> Tensor | None:
+            refuse_second_derivatives()
             if gradient is None:  # nothing downstream depends on the solution
                 return None
 

@@ -1,14 +1,17 @@
 """Penalties of micro-batches against finite differences, closed forms, and in training."""
 
 import math
+from copy import deepcopy
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 
+from kernels.autograd import FirstDerivativesOnlyError
 from lit_models.explicit_regularisation import (
     AverageJacobian,
     FisherTrace,
@@ -17,10 +20,12 @@ from lit_models.explicit_regularisation import (
 )
 from lit_models.image_classifier import LitImageClassifier
 from lit_models.image_tasks import ImageClassification
-from lit_models.module import Optimisation, UnfitDataError
+from lit_models.layers.fixed_point import FixedPoint
+from lit_models.module import LitModule, Optimisation, UnfitDataError
 from lit_models.operator import LitOperator
 from lit_models.tasks import MultilabelClassification, Regression
 from lit_models.vgg import VGG
+from tests.lit_models.images import ENCODERS, GRID, pixels
 
 PENALTIES = [GradientNorm, FisherTrace, AverageJacobian, UnitJacobian]
 of_each_kind = pytest.mark.parametrize("kind", PENALTIES, ids=lambda kind: kind.__name__)
@@ -74,8 +79,6 @@ def objective(model, penalty, batch, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
 @pytest.mark.parametrize("together", [1, 2])
 def test_gradient_is_that_of_finite_differences(kind, norm, together):
-    if norm and together > 1:
-        pytest.skip("batch norm is not vectorised")
     model, penalty, batch = classifier(Smooth(norm)), kind(0.7, together), batch_of(6)
     # A step of 1e-6 changes no label that is drawn: the draws are frozen.
     parameters = list(model.parameters())
@@ -169,34 +172,118 @@ def test_vmap_draws_for_every_micro_batch():
     assert not torch.isclose(one, two)
 
 
-def test_batches_that_do_not_divide_are_refused():
-    with pytest.raises(UnfitDataError, match="divide into 4 micro-batches"):
-        GradientNorm(1.0, together=4).losses(classifier(Smooth()), batch_of(6))
+@pytest.mark.parametrize("norm", [False, True], ids=["unequal", "batch norm"])
+def test_what_vmap_cannot_do_is_looped(norm):
+    model, batch = classifier(Smooth(norm)), batch_of(6 if norm else 7)
+    parts = [{name: x[rows] for name, x in batch.items()} for rows in (slice(4), slice(4, 7))]
+    if norm:
+        parts = [{name: x[rows] for name, x in batch.items()} for rows in (slice(3), slice(3, 6))]
+    loss, term = GradientNorm(1.0, together=2).losses(model, batch)
+    found = [GradientNorm(1.0).losses(model, part) for part in parts]
+    sizes = [len(part["label"]) for part in parts]
+    mean = sum(n * each for n, (each, _) in zip(sizes, found, strict=True)) / sum(sizes)
+    torch.testing.assert_close(loss, mean)
+    torch.testing.assert_close(term, sum(each for _, each in found) / 2)
+
+
+def test_graphs_are_not_divided():
+    with pytest.raises(UnfitDataError, match="got DataBatch"):
+        GradientNorm(1.0, together=2).losses(classifier(Smooth()), Batch.from_data_list([Data()]))
+
+
+def test_the_fisher_trace_of_several_labels_is_that_of_one():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 5, bias=False)
+
+        def forward(self, batch):
+            return self.linear(batch.x)
+
+    torch.manual_seed(0)
+    model = LitModule(MultilabelClassification(5), Optimisation())
+    model.net = Linear()
+    batch = Batch(x=torch.randn(6, 4), y=torch.ones(6, 5))
+    batch.y[0, 1] = math.nan
+    penalty = FisherTrace(1.0)
+    draws = torch.stack([penalty.losses(model, batch)[1].detach() for _ in range(3000)])
+    p = model(batch).detach().sigmoid()
+    traces = batch.x.square().sum(dim=1, keepdim=True) * p * (1 - p)
+    n = model.task.targets(batch)
+    assert n == 29
+    trace = traces[~batch.y.isnan()].mean()
+    assert draws.mean() * n == pytest.approx(trace.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_attention_is_differentiated_twice(together):
+    model = LitImageClassifier(ImageClassification(CLASSES), ENCODERS["vit"](), Optimisation())
+    nn.init.normal_(model.net.out.weight)
+    images = torch.randn(4, 3, *pixels(model.net.encoder, *GRID))
+    batch = {"image": images, "label": torch.randint(CLASSES, (4,))}
+    objective(model, GradientNorm(1.0, together), batch).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "phantom"])
+def test_a_fixed_point_is_not_differentiated_twice(gradient):
+    w = torch.tensor(0.3, requires_grad=True)
+    z, _ = FixedPoint(gradient=gradient)(lambda z: (w * z).tanh() + w, torch.zeros(2, 3))
+    with pytest.raises(FirstDerivativesOnlyError):
+        torch.autograd.grad(z.sum(), w, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "match"),
+    [
+        ({"precision": "16-mixed"}, {}, "do not vanish"),
+        ({}, {"compile": True}, "model.compile=false"),
+    ],
+)
+def test_what_cannot_be_penalised_is_refused(options, words, match):
+    model = LitImageClassifier(ImageClassification(2), Smooth(), Optimisation(), **words)
+    trainer = Mock(spec=L.Trainer, **{"precision": "32-true"} | options)
+    with pytest.raises(UnfitDataError, match=match):
+        GradientNorm(1.0).setup(trainer, model, "fit")
+
+
+def test_two_penalties_are_refused_and_one_goes_with_its_trainer():
+    model, trainer = classifier(Smooth()), Mock(spec=L.Trainer, precision="32-true")
+    one = GradientNorm(1.0)
+    one.setup(trainer, model, "fit")
+    with pytest.raises(UnfitDataError, match="one penalty"):
+        UnitJacobian(1.0).setup(trainer, model, "fit")
+    one.teardown(trainer, model, "fit")
+    assert model.penalty is None
 
 
 class Batches(L.LightningDataModule):
-    def __init__(self, batches: list):
+    def __init__(self, batches: list, batch_size: int):
         super().__init__()
-        self.batches, self.batch_size = batches, len(batches[0]["label"])
+        self.batches, self.batch_size = batches, batch_size
 
     def train_dataloader(self):
         return DataLoader(self.batches, batch_size=None)
 
 
-def trained(batches: list[dict], *callbacks, encoder=None, steps: int = 1, lr=0.1):
-    """A model after steps of all batches each, and what it logged."""
+def trained(
+    batches: list[dict], *callbacks, encoder=None, steps: int = 1, lr=0.1, batch_size=None,
+    accumulate=None, algorithm="sgd",
+):  # fmt: skip
+    """A model after steps of all batches each, how its weights moved, and what it logged."""
     torch.manual_seed(0)
-    how = Optimisation(lr=lr, warmup=0.0, decay="none", algorithm="sgd")
+    how = Optimisation(lr=lr, warmup=0.0, decay="none", algorithm=algorithm)
     model = LitImageClassifier(ImageClassification(CLASSES), encoder or Smooth(), how)
     nn.init.normal_(model.net.out.weight)
     model.double()
     begin = [p.detach().clone() for p in model.parameters()]
     trainer = L.Trainer(
         accelerator="cpu", precision="64-true", max_steps=steps, max_epochs=-1, logger=False,
-        callbacks=[*callbacks], accumulate_grad_batches=len(batches), limit_val_batches=0,
+        callbacks=[*callbacks], accumulate_grad_batches=accumulate or len(batches),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(model, Batches(batches))
+    trainer.fit(model, Batches(batches, batch_size or len(batches[0]["label"])))
     moved = [p.detach() - b for p, b in zip(model.parameters(), begin, strict=True)]
     return model, moved, trainer.logged_metrics
 
@@ -229,8 +316,12 @@ def test_the_penalty_makes_gradients_smaller():
 
 def test_batch_norm_has_the_statistics_of_a_micro_batch():
     batches = [batch_of(4), batch_of(4)]
-    model, *_ = trained(batches, GradientNorm(0.7), encoder=Smooth(norm=True))
-    assert model.net.encoder.norm.num_batches_tracked == 2
+    encoder = Smooth(norm=True)
+    before = deepcopy(encoder).double()
+    trained(batches, GradientNorm(0.7), encoder=encoder)
+    # One step, of two micro-batches, each of which is forgotten by a tenth.
+    one, two = (before.conv(batch["image"]).mean(dim=(0, 2, 3)) for batch in batches)
+    torch.testing.assert_close(encoder.norm.running_mean, 0.09 * one + 0.1 * two)
 
 
 def test_vgg_is_differentiated_twice():
@@ -264,7 +355,8 @@ def test_drawn_labels_follow_the_prediction_and_miss_where_labels_miss():
     torch.manual_seed(0)
     chance = 0.3
     prediction = torch.full((3000, 2), math.log(chance / (1 - chance)))
-    drawn = MultilabelClassification(2).drawn(prediction, Batch(y=y))
+    drawn = MultilabelClassification(2).drawn(prediction, batch := Batch(y=y))
     assert drawn.y[:, 0].mean() == pytest.approx(chance, abs=0.04)
     assert drawn.y[:, 1].isnan().all()
+    assert batch.y is y
     assert not y[:, 0].any()

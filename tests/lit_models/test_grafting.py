@@ -1,9 +1,12 @@
 """Lengths of steps: of another gradient, of another run, or constant."""
 
+from unittest.mock import Mock
+
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_models.grafting import LOGGED, ConstantNorm, ExternalGrafting, IterativeGrafting
@@ -69,7 +72,44 @@ def test_a_run_without_lengths_is_refused(tmp_path, folder):
         ExternalGrafting(str(tmp_path / folder))
 
 
-def test_clipping_is_refused():
-    trainer = L.Trainer(accelerator="cpu", gradient_clip_val=1.0, logger=False)
-    with pytest.raises(UnfitDataError, match="set it to null"):
+def test_iterative_grafting_of_batches_that_are_not_full_and_steps_that_are_not():
+    batches = [batch_of(size) for size in (4, 3, 4)]
+    lengths = Lengths()
+    # Two steps an epoch, of two micro-batches and of one.
+    trained(batches, IterativeGrafting(), lengths, batch_size=8, accumulate=2, steps=3)
+    _, moved, _ = trained(batches[:1], lr=1.0)
+    assert lengths.found[0] == pytest.approx(length(moved))
+    # From where the first step led, with the gradient of the third batch.
+    _, moved, _ = trained(batches[:2], IterativeGrafting(), batch_size=8, lr=LR)
+    _, both, _ = trained(batches, IterativeGrafting(), batch_size=8, accumulate=2, steps=2, lr=LR)
+    last = [b - m for b, m in zip(both, moved, strict=True)]
+    assert LR * lengths.found[1] == pytest.approx(length(last))
+
+
+def test_nothing_moves_where_there_is_no_gradient():
+    network = nn.Linear(2, 1)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.SGD(network.parameters())
+    module = L.LightningModule()
+    module.net = network
+    ConstantNorm(1.0).on_before_optimizer_step(
+        Mock(spec=L.Trainer, global_step=0), module, optimizer
+    )
+    assert not any(parameter.grad.any() for parameter in network.parameters())
+
+
+def test_another_optimiser_is_refused():
+    with pytest.raises(UnfitDataError, match="algorithm=sgd"):
+        trained([batch_of(4)], ConstantNorm(1.0), algorithm="adamw")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"gradient_clip_val": 1.0}, "set it to null"), ({"precision": "16-mixed"}, "16-mixed")],
+)
+def test_other_lengths_are_refused(options, match):
+    usual = {"precision": "32-true", "gradient_clip_val": None, "optimizers": []}
+    trainer = Mock(spec=L.Trainer, **usual | options)
+    with pytest.raises(UnfitDataError, match=match):
         ConstantNorm(1.0).on_fit_start(trainer, L.LightningModule())

@@ -82,16 +82,19 @@ def test_another_quantity_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("experiment", "words"),
-    [("gine_lrgb", []), ("chimera_lrgb", ["+callbacks.probe.quantities=[gradient_norm]"])],
+    ("experiment", "missing"),
+    [
+        ("gine_lrgb", set()),
+        ("chimera_lrgb", {"sharpness"}),
+        ("fno_burgers", {"fisher_trace", "average_jacobian", "unit_jacobian"}),
+    ],
 )
-def test_any_run_is_probed(tmp_path, experiment, words):
+@pytest.mark.filterwarnings("ignore:.*is not probed")
+def test_any_run_is_probed_of_what_its_model_has(tmp_path, experiment, missing):
     target = "lit_models.callbacks.gradient_probe.GradientProbe"
-    run = train_here(
-        tmp_path, experiment, f"+callbacks.probe._target_={target}",
-        "+callbacks.probe.every_n_steps=2", *words,
-    )  # fmt: skip
-    logged = scalars(run, "probe/gradient_norm")
-    assert logged
-    assert all(step % 2 == 0 for step in logged)
-    assert bool(scalars(run, "probe/sharpness")) == (not words)
+    words = [f"+callbacks.probe._target_={target}", "+callbacks.probe.every_n_steps=2"]
+    run = train_here(tmp_path, experiment, *words)
+    for name in QUANTITIES:
+        logged = scalars(run, f"probe/{name}")
+        assert bool(logged) == (name not in missing), name
+        assert all(step % 2 == 0 for step in logged)
