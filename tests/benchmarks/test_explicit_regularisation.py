@@ -24,7 +24,7 @@ from tests.kernels.comparing import DEVICE
 pytestmark = pytest.mark.timeout(1800)
 
 GREEN = ("lit_models/test_explicit_regularisation.py", "lit_models/test_convolutional_networks.py")
-CHANNELS, MICRO_BATCH, MICRO_BATCHES = (16, 100, 5) if DEVICE == "cpu" else (64, 100, 50)
+CHANNELS, MICRO_BATCH, MICRO_BATCHES = (16, 100, 3) if DEVICE == "cpu" else (64, 100, 50)
 NETWORKS = {
     "VGG-11": lambda: VGG(11, CHANNELS),
     "ResNet-18": lambda: ResNet(channels=CHANNELS),
