@@ -51,8 +51,9 @@ def explain(error: BaseException) -> str | None:
                 return str(cause)
             cause = cause.__cause__
         return first_line(error)
-    told = UserError | DataError | UnfitDataError | NonFiniteError | MisconfigurationException
-    if isinstance(error, told | FirstDerivativesOnlyError):
+    told = UserError | DataError | UnfitDataError | NonFiniteError
+    told |= FirstDerivativesOnlyError | MisconfigurationException
+    if isinstance(error, told):
         return str(error)
     return None
 

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lit_models.module import LitModule, UnfitDataError
+from lit_models.module import LitModule, UnfitDataError, gradients_of
 
 LOGGED = "train/grad_norm"
 
@@ -129,8 +129,3 @@ class IterativeGrafting(Grafting):
 
     def length(self, step: int) -> Tensor:
         return self.norm
-
-
-def gradients_of(module: torch.nn.Module) -> list[Tensor]:
-    """Of all parameters that have one."""
-    return [p.grad for p in module.parameters() if p.grad is not None]

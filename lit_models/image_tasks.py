@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lit_models.tasks import Task, in_single
+from lit_models.tasks import Task, drawn_classes, in_single
 
 ImageBatch = dict[str, Tensor]
 
@@ -40,8 +40,7 @@ class ImageClassification(Task):
         return F.cross_entropy(in_single(prediction), target, label_smoothing=self.label_smoothing)
 
     def drawn(self, prediction: Tensor, batch: ImageBatch) -> ImageBatch:
-        label = torch.multinomial(prediction.float().softmax(dim=1), 1).squeeze(1)
-        return batch | {"label": label}
+        return batch | {"label": drawn_classes(prediction)}
 
     def metrics(self) -> MetricCollection:
         most = min(5, self.num_outputs)

@@ -167,9 +167,7 @@ class LitModule(L.LightningModule):
         return self.task.loss(self(batch), batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters() if p.grad is not None]
-        )
+        norm = torch.nn.utils.get_total_norm(gradients_of(self))
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         values = {"loss": self._loss, "gradient norm": norm}
@@ -222,3 +220,8 @@ class LitModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         return self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))
+
+
+def gradients_of(module: nn.Module) -> list[Tensor]:
+    """Of all parameters that have one."""
+    return [p.grad for p in module.parameters() if p.grad is not None]

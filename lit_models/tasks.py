@@ -10,7 +10,7 @@ from copy import copy
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Batch
@@ -362,6 +362,11 @@ class SteadySolution(FieldTask):
             samples += len(batch["target"])
         mean = sums / samples
         return lambda batch: mean
+
+
+def drawn_classes(prediction: Float[Tensor, "B K"]) -> Int[Tensor, " B"]:
+    """One class a row, as likely as its score says."""
+    return torch.multinomial(prediction.float().softmax(dim=1), 1).squeeze(1)
 
 
 def in_single(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
-from lit_models.tasks import Task
+from lit_models.tasks import Task, drawn_classes
 from lit_models.text_metrics import MatthewsCorrelation, Pearson, Spearman
 
 IGNORED = -100
@@ -67,8 +67,7 @@ class SentenceClassification(SentenceTask):
         return F.cross_entropy(prediction.float(), batch["label"])
 
     def drawn(self, prediction: Tensor, batch: TextBatch) -> TextBatch:
-        label = torch.multinomial(prediction.float().softmax(dim=1), 1).squeeze(1)
-        return batch | {"label": label}
+        return batch | {"label": drawn_classes(prediction)}
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"accuracy": self._accuracy()})

@@ -173,32 +173,35 @@ def store(typing, array, at, vectors):
 
 @intrinsic
 @no_type_check
-def next_block(typing, h, down, g, x, at, values):
-    """h + down · g + x[at : at + STATES] ⊗ values."""
+def next_block(typing, along, h, down, g, x, at, values):
+    """along · h + down · g + x[at : at + STATES] ⊗ values; h is but added where `along` is one."""
 
     def code(context, builder, signature, args):
-        down = _everywhere(builder, args[1])
-        h, g, values = (_unpacked(builder, args[i]) for i in (0, 2, 5))
-        numbers = _numbers(builder, _address(context, builder, signature.args[3], *args[3:5]))
+        h, g, values = (_unpacked(builder, args[i]) for i in (1, 3, 6))
+        h = _times_unless_one(builder, args[0], h)
+        down = _everywhere(builder, args[2])
+        numbers = _numbers(builder, _address(context, builder, signature.args[4], *args[4:6]))
         new = []
         for i in range(_BLOCK.count):
             own = builder.fmul(numbers[i // VECTORS], values[i % VECTORS])
             new.append(builder.fadd(h[i], _multiply_add(builder, down, g[i], own)))
         return _packed(builder, new)
 
-    return _BLOCK(_BLOCK, types.float32, _BLOCK, x, types.int64, _VALUES), code
+    single = types.float32
+    return _BLOCK(single, _BLOCK, single, _BLOCK, x, types.int64, _VALUES), code
 
 
-@intrinsic
-@no_type_check
-def times(typing, a, h):
-    """a h."""
-
-    def code(context, builder, signature, args):
-        a = _everywhere(builder, args[0])
-        return _packed(builder, [builder.fmul(a, x) for x in _unpacked(builder, args[1])])
-
-    return _BLOCK(types.float32, _BLOCK), code
+def _times_unless_one(builder, a, vectors: list) -> list:
+    """a times each vector, by a branch, as it is hardly ever taken."""
+    before = builder.block
+    with builder.if_then(builder.fcmp_unordered("!=", a, ir.Constant(ir.FloatType(), 1))):
+        factor = _everywhere(builder, a)
+        products, within = [builder.fmul(factor, x) for x in vectors], builder.block
+    results = [builder.phi(_VECTOR) for _ in vectors]
+    for result, x, product in zip(results, vectors, products, strict=True):
+        result.add_incoming(x, before)
+        result.add_incoming(product, within)
+    return results
 
 
 @intrinsic
@@ -452,16 +455,12 @@ def _read_states(R, K, corner, left, top, B, C, x, row, y):
         for k in range(K):
             v = start + r * down + k * along
             above, values = load_block(row, k * BLOCK), load_values(x, v * VALUES)
-            if left[v] != 1:
-                h = times(left[v], h)
-            h = next_block(h, top[v], above, B, v * STATES, values)
+            h = next_block(left[v], h, top[v], above, B, v * STATES, values)
             store(y, v * VALUES, read(load_values(y, v * VALUES), C, v * STATES, h))
             if paired:
                 u = v + down
                 values = load_values(x, u * VALUES)
-                if left[u] != 1:
-                    under = times(left[u], under)
-                under = next_block(under, top[u], h, B, u * STATES, values)
+                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
                 store(row, k * BLOCK, under)
                 store(y, u * VALUES, read(load_values(y, u * VALUES), C, u * STATES, under))
 
@@ -478,15 +477,11 @@ def _pass_rows(first, last, K, corner, left, top, B, x, before, row):
         for k in range(K):
             v = start + r * down + k * along
             from_above, values = load_block(above, k * BLOCK), load_values(x, v * VALUES)
-            if left[v] != 1:
-                h = times(left[v], h)
-            h = next_block(h, top[v], from_above, B, v * STATES, values)
+            h = next_block(left[v], h, top[v], from_above, B, v * STATES, values)
             if paired:
                 u = v + down
                 values = load_values(x, u * VALUES)
-                if left[u] != 1:
-                    under = times(left[u], under)
-                under = next_block(under, top[u], h, B, u * STATES, values)
+                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
                 store(row, k * BLOCK, under)
             else:
                 store(row, k * BLOCK, h)
@@ -507,17 +502,13 @@ def _states_of_band(first, last, K, corner, left, top, B, x, dy, before, states,
         for k in range(K):
             v = start + r * down + k * along
             from_above, values = load_block(above, k * BLOCK), load_values(x, v * VALUES)
-            if left[v] != 1:
-                h = times(left[v], h)
-            h = next_block(h, top[v], from_above, B, v * STATES, values)
+            h = next_block(left[v], h, top[v], from_above, B, v * STATES, values)
             store(row, k * BLOCK, h)
             add_products(dC, v * STATES, h, load_values(dy, v * VALUES))
             if paired:
                 u = v + down
                 values = load_values(x, u * VALUES)
-                if left[u] != 1:
-                    under = times(left[u], under)
-                under = next_block(under, top[u], h, B, u * STATES, values)
+                under = next_block(left[u], under, top[u], h, B, u * STATES, values)
                 store(row_under, k * BLOCK, under)
                 add_products(dC, u * STATES, under, load_values(dy, u * VALUES))
         above = row_under
@@ -546,10 +537,9 @@ def _adjoint_of_band(
             below, h = load_block(row, k * BLOCK), load_block(own, k * BLOCK)
             add_inner_product(d_edges, 2 * v * LANES, g, h)
             add_inner_product(d_edges, (2 * v + 1) * LANES, below, h)
-            if behind != 1:
-                g = times(behind, g)
+            values = load_values(dy, v * VALUES)
+            g = next_block(behind, g, under, below, C, v * STATES, values)
             behind = left[v]
-            g = next_block(g, under, below, C, v * STATES, load_values(dy, v * VALUES))
             add_products(dB, v * STATES, g, load_values(x, v * VALUES))
             store(dx, v * VALUES, read(load_values(dx, v * VALUES), B, v * STATES, g))
             if paired:
@@ -557,10 +547,9 @@ def _adjoint_of_band(
                 h = load_block(above, k * BLOCK)
                 add_inner_product(d_edges, 2 * u * LANES, over, h)
                 add_inner_product(d_edges, (2 * u + 1) * LANES, g, h)
-                if behind_over != 1:
-                    over = times(behind_over, over)
+                values = load_values(dy, u * VALUES)
+                over = next_block(behind_over, over, top[v], g, C, u * STATES, values)
                 behind_over = left[u]
-                over = next_block(over, top[v], g, C, u * STATES, load_values(dy, u * VALUES))
                 store(row, k * BLOCK, over)
                 add_products(dB, u * STATES, over, load_values(x, u * VALUES))
                 store(dx, u * VALUES, read(load_values(dx, u * VALUES), B, u * STATES, over))

@@ -1,4 +1,4 @@
-"""When a callback that draws is to draw."""
+"""When a callback is to draw, to measure or to write."""
 
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -16,3 +16,8 @@ def is_due(trainer: L.Trainer, every: int) -> bool:
     epochs = trainer.current_epoch + 1
     is_last = epochs + between > trainer.max_epochs
     return is_last or (epochs // between - 1) % every == 0
+
+
+def is_amid_step(trainer: L.Trainer) -> bool:
+    """Whether more batches add their gradients before the optimiser's step."""
+    return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0

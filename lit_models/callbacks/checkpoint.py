@@ -9,6 +9,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_models.callbacks.cadence import is_amid_step
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, then renames: a kill leaves the old file whole."""
@@ -48,8 +50,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         # Nor amid a step of several batches, whose gradients so far no checkpoint holds.
-        between = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between and not last:
+        if not (last or is_amid_step(trainer)):
             super().on_train_batch_end(trainer, *args)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:

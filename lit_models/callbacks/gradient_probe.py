@@ -13,6 +13,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from kernels.autograd import FirstDerivativesOnlyError
+from lit_models.callbacks.cadence import is_amid_step
 from lit_models.explicit_regularisation import (
     AverageJacobian,
     FisherTrace,
@@ -71,8 +72,7 @@ class GradientProbe(Callback):
         self, trainer: L.Trainer, module: LitModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        amid = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
-        if amid or step % self.every_n_steps:
+        if is_amid_step(trainer) or step % self.every_n_steps:
             return
         found = self.measure(module, batch)
         if trainer.is_global_zero:
