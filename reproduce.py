@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from datamodules.errors import DataError
 from errors import UserError, one_sentence_errors
 from ledger import render
-from ledger.claim import Claim, Planner, Run, claim_names, combinations, load_claim
+from ledger.claim import Claim, Planner, Run, claim_names, load_claim
 from ledger.runner import Outcome, carry_out
 from ledger.statistics import cells, estimates, verdict
 from report import provenance, save
@@ -259,7 +259,7 @@ def require_tuned(claim: Claim, runs: list[Run], tuning: dict[str, Any] | None) 
             {"arm": arm, "setting": setting, "seed": seed}
             for arm in claim.arms
             for seed in claim.tune.seeds
-            for setting in combinations(claim.tune.grid)
+            for setting in claim.settings(arm)
         ]
         tried = [{key: e[key] for key in ("arm", "setting", "seed")} for e in tuning["tried"]]
         if unique(sorted(asked, key=json.dumps)) != unique(sorted(tried, key=json.dumps)):

@@ -36,11 +36,15 @@ class Statistic:
     Attributes:
         name: what it is called in tables.
         kind: `ratio` (geometric mean; how many times better), `difference` (mean; how much better),
-            `deviations` (the same in standard deviations of the rival over the seeds) or `value`
-            (mean of one arm's metric). Better is what the claim's `maximise` says, so a ratio above
-            1 and a difference above 0 always speak for `ours`.
+            `deviations` (the same in standard deviations of the rival over the seeds), `recovered`
+            (ours − rival over reference − rival, the share of a gap that ours closes), `value`
+            (mean of one arm's metric) or `rank_correlation` (Spearman's, of the metric, a list over
+            training, with the reference's; with a rival, how much more than its own). Better is
+            what the claim's `maximise` says, so a ratio above 1 and a difference above 0 always
+            speak for `ours`.
         ours: the arm the paper speaks for.
         rivals: the arms that it is held against; none for `value`.
+        reference: the arm at the other end of the gap, or whose training is the model.
         beside: dotted place in a run's own report, such as `bigram.cross_entropy`, of the number
             that it is held against, instead of rivals.
         where: labels of the cases it is for; the others have none.
@@ -51,9 +55,10 @@ class Statistic:
     """
 
     name: str
-    kind: Literal["ratio", "difference", "deviations", "value"]
+    kind: Literal["ratio", "difference", "deviations", "recovered", "value", "rank_correlation"]
     ours: str
     rivals: tuple[str, ...] = ()
+    reference: str | None = None
     beside: str | None = None
     where: Case = field(default_factory=dict)
     metric: str | None = None
@@ -71,16 +76,18 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A run of another claim, of equal seed, whose weights an arm begins with.
+    """A run of a claim, of equal seed, whose weights or records an arm begins with.
 
     Attributes:
         claim, arm: whose run it is.
         case: one label of every factor of that claim.
+        place: where its folder stands in the config.
     """
 
     claim: str
     arm: str
     case: Case = field(default_factory=dict)
+    place: str = "model.pretrained"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class Arm:
             choices among the files of a folder, such as `glue: stsb`.
         tuned: what tuning found best; for demo scale, as paper scale has the published settings.
         when: further overrides in the cases that bear a label.
+        grid: what is tuned of this arm beside the claim's own grid.
     """
 
     experiment: str | None = None
@@ -103,15 +111,16 @@ class Arm:
     overrides: Overrides = field(default_factory=dict)
     tuned: Overrides = field(default_factory=dict)
     when: dict[str, Overrides] = field(default_factory=dict)
+    grid: dict[str, list] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tried on validation data before the protocol is frozen, alike for every arm.
+    """What is tried on validation data before the protocol is frozen.
 
     Attributes:
         seeds: seeds that no test run uses.
-        grid: values of every override; all combinations are tried.
+        grid: values of every override, alike for every arm; all combinations are tried.
         case: where it is tried, one label a factor.
         overrides: of the tuning runs, such as a single depth.
     """
@@ -184,6 +193,11 @@ class Claim:
     figure: dict[str, Any] = field(default_factory=dict)
     limits: str = ""
 
+    def settings(self, arm: str) -> list[Overrides]:
+        """All that is tried of an arm in tuning."""
+        assert self.tune is not None
+        return combinations(self.tune.grid | self.arms[arm].grid)
+
     def all_cases(self) -> list[Case]:
         """Every combination of the factors' labels; one empty case where there are none."""
         return [
@@ -198,8 +212,10 @@ class Claim:
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values; what few claims use is left out by those that do not."""
         plain = asdict(self)
-        rare = {"pretrained": None, "beside": None, "condition": False}
-        for part in (*plain["arms"].values(), *plain["statistics"]):
+        rare = {"pretrained": None, "grid": {}, "place": "model.pretrained"}
+        rare |= {"beside": None, "reference": None, "condition": False}
+        begun = [arm["pretrained"] for arm in plain["arms"].values() if arm["pretrained"]]
+        for part in (*begun, *plain["arms"].values(), *plain["statistics"]):
             for name in rare.keys() & part.keys():
                 if part[name] == rare[name]:
                     del part[name]
@@ -215,7 +231,7 @@ class Run:
         chosen: the selected or tuned overrides by which it differs from its siblings.
         config: all that it depends on, resolved but for the folder.
         key: 12 hex digits, equal for equal configs and equal relevant code.
-        after: the run that must be done before, whose folder is `model.pretrained`.
+        after: the run that must be done before.
     """
 
     arm: str
@@ -323,17 +339,21 @@ def _texts(case: Mapping) -> Case:
 
 def _check(claim: Claim, path: Path) -> None:
     for statistic in claim.statistics:
-        unknown = {statistic.ours, *statistic.rivals} - claim.arms.keys()
+        named = {statistic.ours, *statistic.rivals, statistic.reference or statistic.ours}
+        unknown = named - claim.arms.keys()
         if unknown:
             raise UserError(f"{path}: {statistic.name} names no arm of the claim: {unknown}.")
         if not claim.statistics_cases(statistic):
             raise UserError(f"{path}: no case is {statistic.where}, where {statistic.name} is.")
         against = bool(statistic.rivals) + bool(statistic.beside)
-        if against != (0 if statistic.kind == "value" else 1):
+        kind, referring = statistic.kind, ("recovered", "rank_correlation")
+        if kind != "rank_correlation" and against != (0 if kind == "value" else 1):
             raise UserError(
                 f"{path}: a ratio or difference needs rivals, or what stands beside; a value has "
                 "none."
             )
+        if (statistic.reference is None) is (kind in referring):
+            raise UserError(f"{path}: {' and '.join(referring)}, and no other, need a reference.")
     for arm, what in claim.arms.items():
         if (what.experiment is None) is (what.study is None):
             raise UserError(f"{path}: arm {arm} must name an experiment or a study, not both.")
@@ -384,7 +404,7 @@ class Planner:
             self._run(arm, tune.case, seed, setting, last)
             for seed in tune.seeds
             for arm in self.claim.arms
-            for setting in combinations(tune.grid)
+            for setting in self.claim.settings(arm)
         ]
 
     def pace_runs(self) -> list[Run]:
@@ -408,7 +428,7 @@ class Planner:
             what.pretrained, seed
         )
         if after:
-            overrides |= {"model.pretrained": after.folder}
+            overrides |= {what.pretrained.place: f"${{run_dir}}/../{after.folder}"}
         try:
             make = self._study if what.study else self._training
             config = make(what, overrides, seed)
@@ -444,7 +464,11 @@ class Planner:
 
     def _training(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
         # What names a folder of configs, such as `glue: stsb`, is a choice among its files.
-        groups = {k: v for k, v in overrides.items() if (CONFIGS / k.split("@")[0]).is_dir()}
+        groups = {
+            key: file
+            for key, file in overrides.items()
+            if (CONFIGS / key.removeprefix("+").split("@")[0]).is_dir()
+        }
         experiment, choices = what.experiment, tuple(f"{k}={v}" for k, v in groups.items())
         if (experiment, choices) not in self._composed:
             with initialize_config_dir(str(CONFIGS), version_base="1.3"):

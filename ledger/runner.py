@@ -210,8 +210,6 @@ def _execute(cfg: DictConfig, folder: Path, last: Path | None) -> None:
         return
     with open_dict(cfg):
         cfg.run_dir = str(folder)
-        if cfg.model.get("pretrained"):
-            cfg.model.pretrained = str(folder.parent / cfg.model.pretrained)
     train(cfg, resume_from=last)
 
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+import numpy as np
+from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from ledger.claim import Case, Claim, Overrides, Run, Statistic
@@ -22,13 +24,13 @@ class Cell:
     """One arm in one case: the metric of every seed.
 
     Attributes:
-        values: by seed, None where the run failed.
+        values: by seed a number, or a list over training; None where the run failed.
         chosen: by seed, what validation data chose among `select`.
     """
 
     arm: str
     case: Case
-    values: dict[int, float | None]
+    values: dict[int, Any]
     chosen: dict[int, Overrides]
 
     def to_json(self) -> dict[str, Any]:
@@ -44,8 +46,8 @@ class Estimate:
 
     Attributes:
         asked: the claim's bound, such as "≥ 10"; empty where it states none.
-        low, high: bounds of the 95 % t interval (of the logarithm, for a ratio); None with one
-            seed.
+        low, high: bounds of the 95 % t interval (of the logarithm, for a ratio; Fieller's, for what
+            is recovered); None with one seed, and where the gap may be nothing.
         said: whether the whole interval satisfies the claim's bound (`holds`), none of it
             (`fails`), or part of it (`open`); `shown` where there is no bound, `missing` where a
             number is missing. One seed of a training has no interval, so it is `open`. A condition
@@ -70,7 +72,7 @@ def cells(claim: Claim, runs: list[Run], reports: Mapping[str, dict], metric: st
         by_place.setdefault((run.arm, tuple(run.case.items())), []).append(run)
     found = []
     for (arm, case), here in by_place.items():
-        values: dict[int, float | None] = {}
+        values: dict[int, Any] = {}
         chosen: dict[int, Overrides] = {}
         for seed in dict.fromkeys(run.seed for run in here):
             siblings = [run for run in here if run.seed == seed]
@@ -97,12 +99,12 @@ def best_on_validation(runs: list[Run], reports: Mapping[str, dict], maximise: b
     return (max if maximise else min)(runs, key=score)
 
 
-def look_up(report: Mapping[str, Any], place: str) -> float | None:
-    """The number at a dotted place of a report, None where there is none."""
+def look_up(report: Mapping[str, Any], place: str) -> float | list | None:
+    """The number or the list at a dotted place of a report, None where there is none."""
     value: Any = report
     for part in place.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)
+    return value if value is None or isinstance(value, list) else float(value)
 
 
 def estimates(claim: Claim, runs: list[Run], reports: Mapping[str, dict]) -> list[Estimate]:
@@ -120,40 +122,92 @@ def estimates(claim: Claim, runs: list[Run], reports: Mapping[str, dict]) -> lis
                     same = next(c for c in beside if (c.arm, c.case) == (ours.arm, ours.case))
                     theirs = replace(same, arm=statistic.beside.split(".")[0])
                 exact = claim.arms[statistic.ours].study is not None
-                found.append(estimate(statistic, ours, theirs, claim.maximise, exact))
+                reference = by_place.get((statistic.reference, tuple(case.items())))
+                found.append(estimate(statistic, ours, theirs, claim.maximise, exact, reference))
     return found
 
 
 def estimate(
-    statistic: Statistic, ours: Cell, theirs: Cell | None, maximise: bool, exact: bool = False
+    statistic: Statistic,
+    ours: Cell,
+    theirs: Cell | None,
+    maximise: bool,
+    exact: bool = False,
+    reference: Cell | None = None,
 ) -> Estimate:
-    """One statistic from two cells, paired by seed; `exact` where one seed says all."""
-    numbers = []
+    """One statistic from cells, paired by seed; `exact` where one seed says all."""
+    kind = statistic.kind
+    numbers, gaps = [], []
     for seed, value in ours.values.items():
-        pair = (value, theirs.values[seed] if theirs else 0.0)
-        if None in pair or (statistic.kind == "ratio" and min(pair) <= 0):
+        rival = theirs.values[seed] if theirs else 0.0
+        model = reference.values[seed] if reference else 0.0
+        known = not any(
+            x is None or (isinstance(x, list) and None in x) for x in (value, rival, model)
+        )
+        if not known or (kind == "ratio" and min(value, rival) <= 0):
             return _estimate(statistic, ours, theirs, None, None, None, "missing")
-        numbers.append(_number(statistic.kind, *pair, maximise))
-    if statistic.kind == "deviations":
+        if kind == "rank_correlation":
+            numbers.append(alike(value, model) - (alike(rival, model) if theirs else 0.0))
+            continue
+        numbers.append(_number(kind, value, rival, maximise))
+        if kind == "recovered":
+            gaps.append(_number(kind, model, rival, maximise))
+    if gaps and not fmean(gaps):
+        return _estimate(statistic, ours, theirs, None, None, None, "missing")
+    if kind == "deviations":
         spread = stdev(theirs.values.values()) if len(numbers) > 1 else 0.0
         if not spread:
             return _estimate(statistic, ours, theirs, None, None, None, "missing")
         numbers = [number / spread for number in numbers]
-    mean = fmean(numbers)
-    half = None
-    if len(numbers) > 1:
-        error = stdev(numbers) / math.sqrt(len(numbers))
-        half = float(student.ppf((1 + LEVEL) / 2, len(numbers) - 1)) * error
-    bounds = [mean, None if half is None else mean - half, None if half is None else mean + half]
-    if statistic.kind == "ratio":
-        bounds = [None if bound is None else math.exp(bound) for bound in bounds]
-    value, low, high = bounds
+    value, low, high = share(numbers, gaps) if gaps else mean(numbers)
+    if kind == "ratio":
+        value, low, high = (None if x is None else math.exp(x) for x in (value, low, high))
     word = said(statistic, value, low, high)
-    if half is None and word != "shown" and not exact:
+    if low is None and word != "shown" and not exact:
         word = "open"
     if statistic.condition:
         word = "met" if word == "holds" else "unmet"
     return _estimate(statistic, ours, theirs, value, low, high, word)
+
+
+def mean(numbers: list[float]) -> tuple[float, float | None, float | None]:
+    """With the bounds of its t interval, which one number does not have."""
+    value = fmean(numbers)
+    if len(numbers) == 1:
+        return value, None, None
+    half = _quantile(len(numbers)) * stdev(numbers) / math.sqrt(len(numbers))
+    return value, value - half, value + half
+
+
+def share(parts: list[float], wholes: list[float]) -> tuple[float, float | None, float | None]:
+    """Mean part over mean whole, with the bounds of Fieller's interval for pairs.
+
+    It has no bounds where the mean whole may be nothing, at the same level.
+
+    Source: Fieller, "Some Problems in Interval Estimation", J. R. Stat. Soc. B 16, 1954.
+    """
+    value = fmean(parts) / fmean(wholes)
+    if len(parts) == 1:
+        return value, None, None
+    (of_part, both), (_, of_whole) = _quantile(len(parts)) ** 2 * np.cov(parts, wholes) / len(parts)
+    # Shares ρ for which the mean of part − ρ whole may be nothing: a ρ² − 2 b ρ + c ≤ 0.
+    a = fmean(wholes) ** 2 - of_whole
+    b = fmean(parts) * fmean(wholes) - both
+    c = fmean(parts) ** 2 - of_part
+    if a <= 0:
+        return value, None, None
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return value, (b - root) / a, (b + root) / a
+
+
+def alike(trajectory: list[float], other: list[float]) -> float:
+    """Spearman's rank correlation of two lists over training, 0 where one is constant."""
+    found = float(spearmanr(trajectory, other).statistic)
+    return 0.0 if math.isnan(found) else found
+
+
+def _quantile(count: int) -> float:
+    return float(student.ppf((1 + LEVEL) / 2, count - 1))
 
 
 def _number(kind: str, ours: float, theirs: float, maximise: bool) -> float:

@@ -35,6 +35,8 @@ QUANTITIES = (*SQUARES, "sharpness")
 class GradientProbe(Callback):
     """Logs quantities of a training batch, which the model has just learned from, as `probe/…`.
 
+    The report has their lists over training, under `GradientProbe`.
+
     With L_M the loss of the batch, the mean over n targets, and f the predictions: `gradient_norm`
     ‖∇L_M‖; `fisher_trace` n times the mean of ‖∇L_M‖² over targets that the model itself draws, the
     trace of one target's Fisher information matrix; `average_jacobian` ‖∇ Σ_k mean f_k‖²;
@@ -67,6 +69,17 @@ class GradientProbe(Callback):
             )
         self.every_n_steps, self.quantities = every_n_steps, tuple(quantities)
         self.draws, self.tolerance = draws, tolerance
+        self.measured: dict[str, list] = {}
+
+    def probe(self) -> dict[str, list]:
+        """`step` and every quantity, in the order in which they were measured."""
+        return self.measured
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured": self.measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.measured = state_dict["measured"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: LitModule, outputs: Any, batch: Any, batch_idx: int
@@ -75,6 +88,8 @@ class GradientProbe(Callback):
         if is_amid_step(trainer) or step % self.every_n_steps:
             return
         found = self.measure(module, batch)
+        for name, value in {"step": step, **found}.items():
+            self.measured.setdefault(name, []).append(value)
         if trainer.is_global_zero:
             for name, value in found.items():
                 trainer.logger.experiment.add_scalar(f"probe/{name}", value, step)

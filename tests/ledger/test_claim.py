@@ -44,6 +44,14 @@ def test_tuning_has_seeds_of_its_own_and_leaves_the_test_split_alone(small):
     assert {run.config.trainer.max_epochs for run in runs} == {1}
 
 
+def test_an_arm_may_have_more_to_tune(small):
+    small.arms["wide"].grid["model.dropout"] = [0.0, 0.1]
+    runs = Planner(small).tuning_runs()
+    assert [run.arm for run in runs] == ["wide"] * 4 + ["narrow"] * 2
+    assert [run.chosen["model.dropout"] for run in runs[:4]] == [0.0, 0.1] * 2
+    assert "model.dropout" not in runs[-1].chosen
+
+
 def test_a_key_is_of_the_config_and_not_of_the_machine(small):
     def key(*changes: tuple[str, object]) -> str:
         planner = Planner(small)

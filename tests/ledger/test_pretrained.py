@@ -54,6 +54,17 @@ statistics:
   - {name: gain, kind: difference, ours: read, rivals: [unread], at_least: 0}
 """
 
+GRAFTING = """\
+arms:
+  small: {experiment: sgd_vgg11_cifar10, overrides: {trainer.log_every_n_steps: 1}}
+  large:
+    experiment: sgd_vgg11_cifar10
+    overrides: {+grafting@callbacks.grafting: external}
+    pretrained: {claim: grafting, arm: small, place: callbacks.grafting.run}
+statistics:
+  - {name: gain, kind: difference, ours: large, rivals: [small]}
+"""
+
 
 @pytest.fixture
 def task(claims, tmp_path):
@@ -73,7 +84,8 @@ def test_a_run_goes_on_from_that_of_equal_seed(task):
     assert read.after.key == reading.key
     assert unread.after is None
     assert [run.key for run in read.line] == [reading.key, read.key]
-    assert (read.config.model.pretrained, unread.config.model.pretrained) == (reading.folder, None)
+    folders = (read.config.model.pretrained, unread.config.model.pretrained)
+    assert folders == (f"None/../{reading.folder}", None), "beside a run's own folder, once it is"
 
 
 def test_tuning_goes_on_from_the_run_that_was_tuned(task):
@@ -98,6 +110,16 @@ def test_what_an_arm_goes_on_from_runs_first_and_once(task, tmp_path):
     assert reading.stat().st_mtime < after.stat().st_mtime
     reproduce.reproduce(load_claim("reading", "smoke"), **folders)
     assert len(list((tmp_path / "runs").glob("chimera_mlm-*"))) == 2, "short is there, long is new"
+
+
+def test_an_arm_may_take_the_records_of_another_one(claims, tmp_path):
+    shared, _ = TASK.replace("CACHE", str(tmp_path / "data")).split("arms:")
+    write_claim(claims, shared + GRAFTING, "grafting")
+    folders = {"runs_dir": tmp_path / "runs", "results_dir": tmp_path / "results"}
+    result = reproduce.reproduce(load_claim("grafting", "smoke"), **folders)
+    assert not result["failures"]
+    small, large = result["runs"]
+    assert large["pretrained"] == small["key"]
 
 
 def test_a_run_whose_pretraining_failed_says_so(task, tmp_path):

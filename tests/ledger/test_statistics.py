@@ -3,6 +3,7 @@
 import math
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -150,3 +151,55 @@ def test_without_a_deviation_nothing_is_measured_in_it(values):
     statistic = Statistic("gap", "deviations", "a", ("b",), at_most=2)
     ours = cell("a", *[0.6] * len(values))
     assert estimate(statistic, ours, cell("b", *values), maximise=True).said == "missing"
+
+
+def test_what_is_recovered_of_a_gap_is_a_share_of_means():
+    small, large, ours = (
+        cell("s", 0.8, 0.9, 0.7),
+        cell("l", 0.6, 0.5, 0.6),
+        cell("o", 0.7, 0.8, 0.6),
+    )
+    statistic = Statistic("share", "recovered", "o", ("l",), "s", at_least=0.5)
+    found = estimate(statistic, ours, large, maximise=True, reference=small)
+    assert found.value == pytest.approx((0.1 + 0.3 + 0.0) / (0.2 + 0.4 + 0.1))
+    less = estimate(statistic, ours, large, maximise=False, reference=small)
+    assert less.value == found.value, "a share has no sign"
+
+
+@pytest.mark.parametrize("share", [0.2, 1.3])
+def test_bounds_of_a_share_are_where_the_rest_may_be_nothing(share):
+    rng = np.random.default_rng(0)
+    whole = 0.5 + 0.1 * rng.standard_normal(6)
+    part = share * whole + 0.05 * rng.standard_normal(6)
+    cells = cell("o", *part), cell("l", *[0.0] * 6), True, False, cell("s", *whole)
+    found = estimate(Statistic("share", "recovered", "o", ("l",), "s"), *cells)
+    assert found.low < share < found.high
+    for bound in (found.low, found.high):
+        assert stats.ttest_1samp(part - bound * whole, 0).pvalue == pytest.approx(0.05)
+
+
+def test_a_share_of_a_gap_that_may_be_nothing_has_no_bounds():
+    ours, large, small = (
+        cell("o", 0.5, 0.4, 0.6),
+        cell("l", 0.4, 0.5, 0.6),
+        cell("s", 0.5, 0.4, 0.7),
+    )
+    statistic = Statistic("share", "recovered", "o", ("l",), "s", at_least=-9)
+    found = estimate(statistic, ours, large, maximise=True, reference=small)
+    assert (found.low, found.high, found.said) == (None, None, "open")
+
+
+def test_a_rank_correlation_is_of_lists_over_training():
+    model, ours, rival = ([1.0, 2.0, 3.0, 4.0], [1.0, 9.0, 8.0, 70.0], [4.0, 3.0, 2.0, 1.0])
+    reference = Cell("s", {}, {0: model, 1: model}, {})
+    own = Cell("o", {}, {0: ours, 1: model}, {})
+    found = estimate(
+        Statistic("like", "rank_correlation", "o", (), "s"), own, None, True, False, reference
+    )
+    assert found.value == pytest.approx((0.8 + 1) / 2)
+    other = Cell("l", {}, {0: rival, 1: [5.0] * 4}, {})
+    statistic = Statistic("like", "rank_correlation", "o", ("l",), "s")
+    more = estimate(statistic, own, other, True, False, reference)
+    assert more.value == pytest.approx((0.8 + 1 + 1 - 0) / 2), "a constant is like nothing"
+    gone = Cell("o", {}, {0: [1.0, None, 3.0, 4.0], 1: model}, {})
+    assert estimate(statistic, gone, other, True, False, reference).said == "missing"

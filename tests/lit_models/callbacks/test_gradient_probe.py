@@ -1,5 +1,6 @@
 """Probes of gradients and curvature, against closed forms and whole matrices."""
 
+import json
 import math
 
 import pytest
@@ -94,7 +95,10 @@ def test_any_run_is_probed_of_what_its_model_has(tmp_path, experiment, missing):
     target = "lit_models.callbacks.gradient_probe.GradientProbe"
     words = [f"+callbacks.probe._target_={target}", "+callbacks.probe.every_n_steps=2"]
     run = train_here(tmp_path, experiment, *words)
+    reported = json.loads((run / "report.json").read_text())["probes"]["GradientProbe"]
     for name in QUANTITIES:
         logged = scalars(run, f"probe/{name}")
         assert bool(logged) == (name not in missing), name
         assert all(step % 2 == 0 for step in logged)
+        assert reported.get(name, []) == pytest.approx([*logged.values()])
+        assert not logged or reported["step"] == [*logged]
