@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_models.layers.convolutions import initialise_convolutions
+from lit_models.layers.convolutions import initialise_rectified
 
 
 class ResNet(nn.Module):
@@ -39,7 +39,7 @@ class ResNet(nn.Module):
                 before = after
         self.blocks = nn.Sequential(*parts)
         self.width = before
-        initialise_convolutions(self)
+        initialise_rectified(self)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R K D"]:
         return self.blocks(self.stem(images)).movedim(1, -1)

@@ -8,7 +8,7 @@ hidden linear layers are no wider than the last stage. There is no dropout.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_models.layers.convolutions import initialise_convolutions
+from lit_models.layers.convolutions import initialise_rectified
 
 STAGES = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3)}
 """Convolutions of every stage, by VGG's depth."""
@@ -48,7 +48,7 @@ class VGG(nn.Module):
         self.stages = nn.Sequential(*layers)
         hidden = (nn.Sequential(nn.Linear(self.width, self.width), nn.ReLU()) for _ in range(2))
         self.hidden = nn.Sequential(*hidden)
-        initialise_convolutions(self)
+        initialise_rectified(self)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R K D"]:
         return self.hidden(self.stages(images).movedim(1, -1))
