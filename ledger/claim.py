@@ -169,6 +169,7 @@ class Claim:
         alone: a time is measured: nothing runs beside a run.
         figure: what is drawn, see `ledger.figures`.
         limits: what the verdict does not say.
+        paper_table: what the paper measured of the arms, by where: shown under our own table.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Claim:
     alone: bool = False
     figure: dict[str, Any] = field(default_factory=dict)
     limits: str = ""
+    paper_table: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def settings(self, arm: str) -> list[Overrides]:
         """All that is tried of an arm in tuning."""
@@ -219,6 +221,8 @@ class Claim:
             for name in rare.keys() & part.keys():
                 if part[name] == rare[name]:
                     del part[name]
+        if not self.paper_table:
+            del plain["paper_table"]
         return plain
 
 
@@ -357,6 +361,9 @@ def _check(claim: Claim, path: Path) -> None:
     for arm, what in claim.arms.items():
         if (what.experiment is None) is (what.study is None):
             raise UserError(f"{path}: arm {arm} must name an experiment or a study, not both.")
+    for where, row in claim.paper_table.items():
+        if row.keys() - claim.arms.keys():
+            raise UserError(f"{path}: the paper's table of {where} has no arm of the claim's.")
     labels = {label for factor in claim.cases.values() for label in factor}
     for arm, what in claim.arms.items():
         # The label of equal times is there at demo scale alone.

@@ -113,13 +113,19 @@ def statistics_table(result: dict[str, Any]) -> str:
 
 
 def metric_table(result: dict[str, Any]) -> str:
-    """Mean ± standard deviation over seeds, one line a case and one column an arm."""
+    """Mean ± standard deviation over seeds, one line a case and one column an arm.
+
+    The paper's own lines follow, where the claim has them.
+    """
     claim = result["claim"]
     arms = list(claim["arms"])
     cells = {(case_text(cell["case"]), cell["arm"]): cell for cell in result["table"]}
     cases = list(dict.fromkeys(case for case, _ in cells))
     better = "higher is better" if claim["maximise"] else "lower is better"
     rows = [[case or "all", *(spread(cells[case, arm]) for arm in arms)] for case in cases]
+    for where, row in claim.get("paper_table", {}).items():
+        printed = (f"{row[arm]:g}" if arm in row else "" for arm in arms)
+        rows.append([f"the paper: {where}", *printed])
     title = f"{claim['metric'].rsplit('.', 1)[-1]} ({better})"
     return table([title, *arms], rows)
 

@@ -175,7 +175,8 @@ def mean(numbers: list[float]) -> tuple[float, float | None, float | None]:
     value = fmean(numbers)
     if len(numbers) == 1:
         return value, None, None
-    half = _quantile(len(numbers)) * stdev(numbers) / math.sqrt(len(numbers))
+    error = stdev(numbers) / math.sqrt(len(numbers))
+    half = _quantile(len(numbers)) * error
     return value, value - half, value + half
 
 

@@ -87,6 +87,9 @@ def test_overrides_may_refer_to_the_run_and_to_the_scale(claims, tmp_path):
         ("at_least: -1", "where: {training: endless}", "endless"),
         ("wide: {experiment: baseline_atoms,", "wide: {", "experiment or a study"),
         ("metric: test.ap\n", "", "metric"),
+        ("kind: difference", "kind: recovered", "need a reference"),
+        ("kind: difference", "kind: ratio, reference: narrow", "and no other"),
+        ("minutes: 1", "paper_table: {there: {broad: 0.5}}\nminutes: 1", "table of there"),
     ],
 )
 def test_a_wrong_claim_is_one_sentence(claims, old, new, said):

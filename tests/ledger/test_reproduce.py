@@ -293,6 +293,18 @@ def test_a_second_command_waits_for_the_first(small, tmp_path, capsys):
 
 
 RESULTS = ROOT / "results"
+
+
+def test_the_paper_s_table_stands_below_ours(small):
+    small.paper_table["all of LRGB"] = {"wide": 0.6543}
+    cell = {"case": {}, "mean": 0.5, "sd": 0.01}
+    table = [cell | {"arm": "wide"}, cell | {"arm": "narrow"}]
+    shown = render.metric_table({"claim": small.to_json(), "table": table}).splitlines()
+    assert shown[-1] == "| the paper: all of LRGB | 0.6543 |  |"
+    small.paper_table.clear()
+    assert "paper_table" not in small.to_json()
+
+
 STEMS = [path.stem for path in render.claim_files(RESULTS)]
 
 
