@@ -50,9 +50,12 @@ class GradientProbe(Callback):
         quantities: some of the five.
         draws: of targets and of unit vectors.
         tolerance: relative, of the sharpness.
+        samples: of the batch, its first ones, such as a micro-batch; None for all.
 
     Raises:
         ValueError: another quantity.
+        UnfitDataError: in training, some samples are asked for of a batch that is no dict of
+            tensors.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class GradientProbe(Callback):
         quantities: Sequence[str] = QUANTITIES,
         draws: int = 4,
         tolerance: float = 1e-2,
+        samples: int | None = None,
     ):
         unknown = set(quantities) - {*QUANTITIES}
         if unknown:
@@ -68,7 +72,7 @@ class GradientProbe(Callback):
                 f"Expected quantities among {', '.join(QUANTITIES)}, got {', '.join(unknown)}."
             )
         self.every_n_steps, self.quantities = every_n_steps, tuple(quantities)
-        self.draws, self.tolerance = draws, tolerance
+        self.draws, self.tolerance, self.samples = draws, tolerance, samples
         self.measured: dict[str, list] = {}
 
     def probe(self) -> dict[str, list]:
@@ -87,6 +91,8 @@ class GradientProbe(Callback):
         step = trainer.global_step
         if is_amid_step(trainer) or step % self.every_n_steps:
             return
+        if self.samples is not None:
+            batch = first_samples(batch, self.samples)
         found = self.measure(module, batch)
         for name, value in {"step": step, **found}.items():
             self.measured.setdefault(name, []).append(value)
@@ -118,6 +124,16 @@ class GradientProbe(Callback):
         if name == "gradient_norm":
             return mean**0.5
         return mean * module.task.targets(batch) if name == "fisher_trace" else mean
+
+
+def first_samples(batch: Any, count: int) -> dict[str, Tensor]:
+    """So many samples of a batch."""
+    if not isinstance(batch, dict):
+        raise UnfitDataError(
+            f"Expected batches that are dicts of tensors, of which {count} samples are probed, got "
+            f"{type(batch).__name__}: set the probe's samples to null."
+        )
+    return {name: x[:count] for name, x in batch.items()}
 
 
 def sharpness(module: LitModule, batch: Any, tolerance: float) -> float:

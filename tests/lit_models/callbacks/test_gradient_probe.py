@@ -77,6 +77,25 @@ def test_a_measurement_leaves_no_trace():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+def test_some_samples_are_probed(tmp_path, monkeypatch):
+    probed = []
+
+    def measure(self, module, batch):
+        probed.append(len(batch["label"]))
+        return {}
+
+    monkeypatch.setattr(GradientProbe, "measure", measure)
+    train_here(tmp_path, "sgd_vgg11_cifar10", *probe_words("every_n_steps=1", "samples=4"))
+    assert probed == [4, 4]
+    with pytest.raises(SystemExit, match="set the probe's samples to null"):
+        train_here(tmp_path, "gine_lrgb", *probe_words("every_n_steps=1", "samples=4"))
+
+
+def probe_words(*options: str) -> list[str]:
+    target = "lit_models.callbacks.gradient_probe.GradientProbe"
+    return [f"+callbacks.probe.{option}" for option in (f"_target_={target}", *options)]
+
+
 def test_another_quantity_is_refused():
     with pytest.raises(ValueError, match="got entropy"):
         GradientProbe(quantities=["entropy"])
@@ -92,9 +111,7 @@ def test_another_quantity_is_refused():
 )
 @pytest.mark.filterwarnings("ignore:.*is not probed")
 def test_any_run_is_probed_of_what_its_model_has(tmp_path, experiment, missing):
-    target = "lit_models.callbacks.gradient_probe.GradientProbe"
-    words = [f"+callbacks.probe._target_={target}", "+callbacks.probe.every_n_steps=2"]
-    run = train_here(tmp_path, experiment, *words)
+    run = train_here(tmp_path, experiment, *probe_words("every_n_steps=2"))
     reported = json.loads((run / "report.json").read_text())["probes"]["GradientProbe"]
     for name in QUANTITIES:
         logged = scalars(run, f"probe/{name}")
