@@ -472,7 +472,7 @@ class Planner:
     def _training(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
         # What names a folder of configs, such as `glue: stsb`, is a choice among its files.
         groups = {
-            key: OmegaConf.create({"scale": self.claim.scale, "file": file}).file
+            key: file
             for key, file in overrides.items()
             if (CONFIGS / key.removeprefix("+").split("@")[0]).is_dir()
         }

@@ -141,18 +141,10 @@ def estimate(
     for seed, value in ours.values.items():
         rival = theirs.values[seed] if theirs else 0.0
         model = reference.values[seed] if reference else 0.0
-        known = not any(
-            x is None or (isinstance(x, list) and None in x) for x in (value, rival, model)
-        )
-        if not known or (kind == "ratio" and min(value, rival) <= 0):
-            return _estimate(statistic, ours, theirs, None, None, None, "missing")
-        if kind == "rank_correlation":
-            numbers.append(alike(value, model) - (alike(rival, model) if theirs else 0.0))
-            continue
-        numbers.append(_number(kind, value, rival, maximise))
+        numbers.append(_number(kind, value, rival, model, maximise))
         if kind == "recovered":
-            gaps.append(_number(kind, model, rival, maximise))
-    if gaps and not fmean(gaps):
+            gaps.append(_number(kind, model, rival, model, maximise))
+    if None in [*numbers, *gaps] or (gaps and not fmean(gaps)):
         return _estimate(statistic, ours, theirs, None, None, None, "missing")
     if kind == "deviations":
         spread = stdev(theirs.values.values()) if len(numbers) > 1 else 0.0
@@ -201,21 +193,35 @@ def share(parts: list[float], wholes: list[float]) -> tuple[float, float | None,
     return value, (b - root) / a, (b + root) / a
 
 
-def alike(trajectory: list[float], other: list[float]) -> float:
-    """Spearman's rank correlation of two lists over training, 0 where one is constant."""
-    found = float(spearmanr(trajectory, other).statistic)
-    return 0.0 if math.isnan(found) else found
+def alike(trajectory: list[float | None], other: list[float | None]) -> float | None:
+    """Spearman's rank correlation of two lists over training, 0 where one is constant.
+
+    None where a number is missing.
+    """
+    if len(trajectory) != len(other) or None in trajectory or None in other:
+        return None
+    if min(len({*trajectory}), len({*other})) < 2:
+        return 0.0
+    return float(spearmanr(trajectory, other).statistic)
 
 
 def _quantile(count: int) -> float:
     return float(student.ppf((1 + LEVEL) / 2, count - 1))
 
 
-def _number(kind: str, ours: float, theirs: float, maximise: bool) -> float:
+def _number(kind: str, ours: Any, rival: Any, model: Any, maximise: bool) -> float | None:
+    """What one seed says, None where a number is missing or has no logarithm."""
+    if ours is None or rival is None or model is None:
+        return None
     if kind == "value":
         return ours
-    better, worse = (ours, theirs) if maximise else (theirs, ours)
-    return math.log(better / worse) if kind == "ratio" else better - worse
+    if kind == "rank_correlation":
+        found = [alike(x, model) for x in (ours, rival) if isinstance(x, list)]
+        return None if None in found else found[0] - sum(found[1:])
+    better, worse = (ours, rival) if maximise else (rival, ours)
+    if kind == "ratio":
+        return math.log(better / worse) if min(better, worse) > 0 else None
+    return better - worse
 
 
 def said(statistic: Statistic, value: float, low: float | None, high: float | None) -> Said:

@@ -297,7 +297,7 @@ RESULTS = ROOT / "results"
 
 def test_the_paper_s_table_stands_below_ours(small):
     small.paper_table["all of LRGB"] = {"wide": 0.6543}
-    cell = {"case": {}, "mean": 0.5, "sd": 0.01}
+    cell = {"case": {}, "mean": 0.5, "sd": 0.01, "values": {0: 0.5}}
     table = [cell | {"arm": "wide"}, cell | {"arm": "narrow"}]
     shown = render.metric_table({"claim": small.to_json(), "table": table}).splitlines()
     assert shown[-1] == "| the paper: all of LRGB | 0.6543 |  |"

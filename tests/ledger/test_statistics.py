@@ -201,5 +201,6 @@ def test_a_rank_correlation_is_of_lists_over_training():
     statistic = Statistic("like", "rank_correlation", "o", ("l",), "s")
     more = estimate(statistic, own, other, True, False, reference)
     assert more.value == pytest.approx((0.8 + 1 + 1 - 0) / 2), "a constant is like nothing"
-    gone = Cell("o", {}, {0: [1.0, None, 3.0, 4.0], 1: model}, {})
-    assert estimate(statistic, gone, other, True, False, reference).said == "missing"
+    for broken in ([1.0, None, 3.0, 4.0], [1.0, 2.0, 3.0], None):
+        gone = Cell("o", {}, {0: broken, 1: model}, {})
+        assert estimate(statistic, gone, other, True, False, reference).said == "missing"
