@@ -30,3 +30,16 @@ def test_a_step_and_how_many_there_are(tmp_path):
     assert step.flop == pytest.approx(expected, rel=0.05)
     cfg.trainer.max_steps = 70
     assert measure(cfg)[1] == 70
+
+
+def test_a_penalty_is_differentiated_and_batches_left_out_are_no_steps(tmp_path):
+    where = ("scale=smoke", "experiment_name=x", f"data.cache_dir={tmp_path}")
+    few = ("data.source=generated", "data.generated_size=[96,16,16]", "data.limit=null")
+    plain, steps, _ = measure(composed("sgd_vgg11_cifar10", *where, *few))
+    assert steps == 6
+    cfg = composed("sgd_vgg11_cifar10", *where, *few, "sgd=gradient_norm")
+    penalised, steps, samples = measure(cfg)
+    assert (steps, samples) == (3, 32)
+    assert 2.5 < penalised.flop / plain.flop < 3.5
+    cfg.trainer.limit_train_batches = 4
+    assert measure(cfg)[1] == 2

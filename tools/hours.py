@@ -59,10 +59,15 @@ def measure(cfg: DictConfig) -> tuple[Step, int, int]:
     datamodule.setup("fit")
     model = instantiate(cfg.model, _convert_="all")
     batch = datamodule.on_after_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+    penalty = instantiate(cfg.callbacks.get("penalty"))
 
     def step() -> None:
         model.zero_grad()
-        model.training_loss(batch).backward()
+        if penalty is None:
+            model.training_loss(batch).backward()
+        else:
+            loss, square = penalty.of_one(model, batch)
+            (loss + penalty.weight * square).backward()
 
     with FlopCounterMode(display=False, custom_mapping=OWN_COUNTS) as counter:
         step()
@@ -71,11 +76,12 @@ def measure(cfg: DictConfig) -> tuple[Step, int, int]:
     seconds = time.perf_counter() - begin
     measured = Step(model.task.samples(batch), counter.get_total_flops(), seconds)
     accumulated = cfg.trainer.get("accumulate_grad_batches", 1)
-    samples = cfg.data.batch_size * accumulated
     steps = cfg.trainer.get("max_steps", -1)
     if steps < 0:
-        steps = cfg.trainer.max_epochs * math.ceil(len(datamodule.train_dataset) / samples)
-    return measured, steps, samples
+        batches = math.ceil(len(datamodule.train_dataset) / cfg.data.batch_size)
+        batches = min(batches, cfg.trainer.limit_train_batches or batches)
+        steps = cfg.trainer.max_epochs * math.ceil(batches / accumulated)
+    return measured, steps, cfg.data.batch_size * accumulated
 
 
 def main() -> None:
