@@ -13,9 +13,10 @@ HEAD = """\
 Every claim below is a sentence of a paper turned into runs, one statistic and a rule that was fixed
 before the test seeds ran. This page is rendered by `make results` from the JSON files in
 [claims/](claims/), which hold every run's report and all that was tried in tuning. An interval is
-a 95 % t interval over seeds, Fieller's for a share of a gap. *Reproduced*: every comparison that the claim asks for lies, with its
-whole interval, on the side that the paper says. *Not reproduced*: at least one lies wholly on the
-other side. *Inconclusive*: neither, or a run failed, or a condition of the comparison is unmet.
+a 95 % t interval over seeds, Fieller's for a share of a gap. *Reproduced*: every comparison that
+the claim asks for lies, with its whole interval, on the side that the paper says. *Not reproduced*:
+at least one lies wholly on the other side. *Inconclusive*: neither, or a run failed, or a condition
+of the comparison is unmet.
 `demo` means minutes on two CPU cores: a verdict at that scale speaks of small networks and short
 training, not of the paper's own numbers.
 """
