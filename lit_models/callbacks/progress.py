@@ -25,6 +25,7 @@ class RunProgress(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate)
         self.seconds, self.samples, self.steps = 0.0, 0, 0
         self._last: float | None = None
+        self._step = 0
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args) -> None:
         super().on_train_epoch_start(trainer, *args)
@@ -35,11 +36,11 @@ class RunProgress(TQDMProgressBar):
     ) -> None:
         now = time.perf_counter()
         # The first step of a process pays for allocation and compilation: it is not the pace.
-        if self._last is not None and trainer.global_step > 1:
+        if self._last is not None and self._step:
             self.seconds += now - self._last
             self.samples += module.task.samples(batch)
-            self.steps += 1
-        self._last = now
+            self.steps += trainer.global_step - self._step  # of the optimiser
+        self._last, self._step = now, trainer.global_step
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     @property
