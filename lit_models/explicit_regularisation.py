@@ -76,11 +76,11 @@ class GradientPenalty(Callback, ABC):
         """The training loss of a batch, and the mean over its micro-batches of ‖∇_θ s_M‖²."""
         if self.together == 1:
             return self.of_one(module, batch)
-        if not isinstance(batch, dict):
-            raise UnfitDataError(
-                f"Expected batches that are dicts of tensors, to be divided into {self.together} "
-                f"micro-batches, got {type(batch).__name__}: set callbacks.penalty.together=1."
-            )
+        require_tensors(
+            batch,
+            f"to be divided into {self.together} micro-batches",
+            "set callbacks.penalty.together=1",
+        )
         samples = module.task.samples(batch)
         normed = any(isinstance(part, _BatchNorm) for part in module.modules())
         if samples % self.together == 0 and not normed:
@@ -208,6 +208,15 @@ def the_one(predictions: Sequence[Tensor]) -> Tensor:
             f"{len(predictions)}: choose the penalty that needs none, GradientNorm."
         )
     return predictions[0]
+
+
+def require_tensors(batch: Any, why: str, remedy: str) -> None:
+    """Refuse a batch whose samples cannot be taken apart."""
+    if not isinstance(batch, dict):
+        raise UnfitDataError(
+            f"Expected batches that are dicts of tensors, {why}, got {type(batch).__name__}: "
+            f"{remedy}."
+        )
 
 
 def by_output(outputs: Float[Tensor, "B *rest"]) -> Float[Tensor, " K"]:

@@ -1,13 +1,12 @@
 """Every cell of the tables of Novack et al., arXiv:2211.15853, is one experiment and one word."""
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from lit_models.resnet import ResNet
 from lit_models.vgg import VGG
 from tests.running import report_of, train_here
+from tests.test_text_models import composed
 from train import CONFIGS
 
 METHODS = sorted(path.stem for path in (CONFIGS / "sgd").glob("*.yaml"))
@@ -26,26 +25,20 @@ CELLS = [
 ]
 
 
-def composed(cell: str, method: str, scale: str = "paper"):
-    words = [f"experiment=sgd_{cell}", f"sgd={method}", f"scale={scale}"]
-    if method == "external_grafting":
-        words.append("callbacks.grafting.run=runs/small")
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", words)
-    OmegaConf.resolve(cfg.model)
-    OmegaConf.resolve(cfg.callbacks)
-    return cfg
+def of_cell(cell: str, method: str):
+    run = ["callbacks.grafting.run=runs/small"] if method == "external_grafting" else []
+    return composed(f"sgd_{cell}", f"sgd={method}", *run)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_steps_and_network_of_a_cell(cell, method):
-    cfg = composed(cell, method)
+    cfg = of_cell(cell, method)
     network, data = cell.split("_")
     kind, normed = NETWORKS[network]
     encoder = instantiate(cfg.model.encoder)
     assert isinstance(encoder, kind)
-    assert bool([name for name, _ in encoder.named_buffers()]) is normed
+    assert bool([*encoder.buffers()]) is normed
     assert f"cifar{cfg.data.classes}" == data
     micro, large = BATCHES[network]
     together = cfg.trainer.get("accumulate_grad_batches", 1)
@@ -63,9 +56,9 @@ def test_published_rates_and_weights(cell):
     (small, large, penalised), weights = PUBLISHED[cell]
     rates = {"small": small, "large": large} | dict.fromkeys(PENALTIES, penalised)
     for method, rate in rates.items():
-        assert composed(cell, method).model.optimisation.lr == rate
+        assert of_cell(cell, method).model.optimisation.lr == rate
     for penalty, weight in zip(PENALTIES, weights, strict=False):
-        assert composed(cell, penalty).callbacks.penalty.weight == weight
+        assert of_cell(cell, penalty).callbacks.penalty.weight == weight
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "external_grafting"])

@@ -20,6 +20,7 @@ from lit_models.explicit_regularisation import (
     GradientNorm,
     UnitJacobian,
     differentiable_attention,
+    require_tensors,
 )
 from lit_models.module import LitModule, UnfitDataError
 
@@ -92,7 +93,9 @@ class GradientProbe(Callback):
         if is_amid_step(trainer) or step % self.every_n_steps:
             return
         if self.samples is not None:
-            batch = first_samples(batch, self.samples)
+            why = f"of which {self.samples} samples are probed"
+            require_tensors(batch, why, "set the probe's samples to null")
+            batch = {name: x[: self.samples] for name, x in batch.items()}
         found = self.measure(module, batch)
         for name, value in {"step": step, **found}.items():
             self.measured.setdefault(name, []).append(value)
@@ -124,16 +127,6 @@ class GradientProbe(Callback):
         if name == "gradient_norm":
             return mean**0.5
         return mean * module.task.targets(batch) if name == "fisher_trace" else mean
-
-
-def first_samples(batch: Any, count: int) -> dict[str, Tensor]:
-    """So many samples of a batch."""
-    if not isinstance(batch, dict):
-        raise UnfitDataError(
-            f"Expected batches that are dicts of tensors, of which {count} samples are probed, got "
-            f"{type(batch).__name__}: set the probe's samples to null."
-        )
-    return {name: x[:count] for name, x in batch.items()}
 
 
 def sharpness(module: LitModule, batch: Any, tolerance: float) -> float:
