@@ -220,7 +220,7 @@ def best_settings(claim: Claim, tried: list[dict[str, Any]]) -> dict[str, dict[s
     A setting one of whose runs failed cannot be chosen.
     """
     best = {}
-    for arm in claim.arms:
+    for arm in dict.fromkeys(entry["arm"] for entry in tried):
         scores: dict[str, list[float | None]] = {}
         for entry in tried:
             if entry["arm"] == arm:

@@ -120,13 +120,14 @@ class Tuning:
 
     Attributes:
         seeds: seeds that no test run uses.
-        grid: values of every override, alike for every arm; all combinations are tried.
+        grid: values of every override, alike for every arm; all combinations are tried. An arm
+            without anything to tune is not run.
         case: where it is tried, one label a factor.
         overrides: of the tuning runs, such as a single depth.
     """
 
     seeds: tuple[int, ...]
-    grid: dict[str, list]
+    grid: dict[str, list] = field(default_factory=dict)
     case: Case = field(default_factory=dict)
     overrides: Overrides = field(default_factory=dict)
 
@@ -198,7 +199,8 @@ class Claim:
     def settings(self, arm: str) -> list[Overrides]:
         """All that is tried of an arm in tuning."""
         assert self.tune is not None
-        return combinations(self.tune.grid | self.arms[arm].grid)
+        grid = self.tune.grid | self.arms[arm].grid
+        return combinations(grid) if grid else []
 
     def all_cases(self) -> list[Case]:
         """Every combination of the factors' labels; one empty case where there are none."""

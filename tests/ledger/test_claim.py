@@ -50,6 +50,8 @@ def test_an_arm_may_have_more_to_tune(small):
     assert [run.arm for run in runs] == ["wide"] * 4 + ["narrow"] * 2
     assert [run.chosen["model.dropout"] for run in runs[:4]] == [0.0, 0.1] * 2
     assert "model.dropout" not in runs[-1].chosen
+    small.tune.grid.clear()
+    assert {run.arm for run in Planner(small).tuning_runs()} == {"wide"}, "nothing else to tune"
 
 
 def test_a_key_is_of_the_config_and_not_of_the_machine(small):
