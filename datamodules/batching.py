@@ -74,7 +74,8 @@ class NodeBudgetSampler(Sampler[list[int]]):
             size = size * np.exp(self.size_jitter * rng.standard_normal(len(size)))
         order = np.argsort(size, kind="stable")
         nodes = self.num_nodes[order].cumsum()
-        cuts = np.searchsorted(nodes, nodes[-1] * np.arange(1, self.total) / self.total)
+        goals = nodes[-1] * np.arange(1, self.total) / self.total
+        cuts = np.searchsorted(nodes, goals, side="right")
         # No batch may be empty, even where one graph exceeds the budget.
         step = np.arange(1, self.total)
         cuts = np.maximum.accumulate(np.maximum(cuts, step) - step) + step

@@ -146,9 +146,11 @@ class ImageDataModule(SourcedDataModule):
     Args:
         resolution: side of the model's images, in pixels.
         augmentation: of training batches; None for none.
+        train_limit: at most so many training images, each class with its share; None for all.
         repeats: times that an epoch shows each of the images it draws, 1 / repeats of them all, see
             RepeatingSampler.
-        sourced: see SourcedDataModule; `seed` is also of the choice of what validates.
+        sourced: see SourcedDataModule; `seed` is also of the choice of what validates and of what is
+            left out.
 
     Attributes:
         classes: their number.
@@ -156,7 +158,7 @@ class ImageDataModule(SourcedDataModule):
         mean, std: of the training images' channels, which are in [0, 1].
 
     Raises:
-        DataError: a resolution or a number of repeats that is not positive, and as
+        DataError: a resolution, a limit or a number of repeats that is not positive, and as
             SourcedDataModule says.
     """
 
@@ -168,13 +170,16 @@ class ImageDataModule(SourcedDataModule):
         resolution: int,
         augmentation: Augmentation | None = None,
         repeats: int = 1,
+        train_limit: int | None = None,
         **sourced: Any,
     ):
         super().__init__(**sourced)
-        for name, value in (("resolution", resolution), ("repeats", repeats)):
-            if value < 1:
+        positive = {"resolution": resolution, "repeats": repeats, "train_limit": train_limit}
+        for name, value in positive.items():
+            if value is not None and value < 1:
                 raise DataError(f"Expected a positive number, but data.{name} is {value}.")
         self.resolution, self.augmentation, self.repeats = resolution, augmentation, repeats
+        self.train_limit = train_limit
 
     @property
     def mean(self) -> list[float]:
@@ -187,6 +192,20 @@ class ImageDataModule(SourcedDataModule):
         """Of red, green and blue in [0, 1]; known after `setup()`."""
         self.cached_folder()
         return self._meta["std"]
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        train: LabelledImages = self.train_dataset
+        if self.train_limit is not None and self.train_limit < len(train):
+            kept = held_out(train.label.numpy(), self.train_limit / len(train), self.seed)
+            self.train_dataset = train.index_select(torch.from_numpy(kept).nonzero().flatten())
+
+    @property
+    def fingerprint(self) -> str:
+        whole = super().fingerprint
+        if self.train_limit is None:
+            return whole
+        return hashlib.sha256(f"{whole} {self.train_limit} {self.seed}".encode()).hexdigest()[:12]
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -38,10 +38,11 @@ class Statistic:
         kind: `ratio` (geometric mean; how many times better), `difference` (mean; how much better),
             `deviations` (the same in standard deviations of the rival over the seeds), `recovered`
             (ours − rival over reference − rival, the share of a gap that ours closes), `value`
-            (mean of one arm's metric) or `rank_correlation` (Spearman's, of the metric, a list over
-            training, with the reference's; with a rival, how much more than its own). Better is
-            what the claim's `maximise` says, so a ratio above 1 and a difference above 0 always
-            speak for `ours`.
+            (mean of one arm's metric); or, of a metric that is a list over training, beside the
+            reference's, `rank_correlation` (Spearman's; with a rival, how much more than its own)
+            or `log_distance` (mean |log|; with a rival, how much less than its own). Better is what
+            the claim's `maximise` says, so a ratio above 1 and a difference above 0 always speak
+            for `ours`.
         ours: the arm the paper speaks for.
         rivals: the arms that it is held against; none for `value`.
         reference: the arm at the other end of the gap, or whose training is the model.
@@ -55,7 +56,15 @@ class Statistic:
     """
 
     name: str
-    kind: Literal["ratio", "difference", "deviations", "recovered", "value", "rank_correlation"]
+    kind: Literal[
+        "ratio",
+        "difference",
+        "deviations",
+        "recovered",
+        "value",
+        "rank_correlation",
+        "log_distance",
+    ]
     ours: str
     rivals: tuple[str, ...] = ()
     reference: str | None = None
@@ -352,14 +361,15 @@ def _check(claim: Claim, path: Path) -> None:
         if not claim.statistics_cases(statistic):
             raise UserError(f"{path}: no case is {statistic.where}, where {statistic.name} is.")
         against = bool(statistic.rivals) + bool(statistic.beside)
-        kind, referring = statistic.kind, ("recovered", "rank_correlation")
-        if kind != "rank_correlation" and against != (0 if kind == "value" else 1):
+        kind, of_lists = statistic.kind, ("rank_correlation", "log_distance")
+        referring = ("recovered", *of_lists)
+        if kind not in of_lists and against != (0 if kind == "value" else 1):
             raise UserError(
                 f"{path}: a ratio or difference needs rivals, or what stands beside; a value has "
                 "none."
             )
         if (statistic.reference is None) is (kind in referring):
-            raise UserError(f"{path}: {' and '.join(referring)}, and no other, need a reference.")
+            raise UserError(f"{path}: {', '.join(referring)}, and no other, need a reference.")
     for arm, what in claim.arms.items():
         if (what.experiment is None) is (what.study is None):
             raise UserError(f"{path}: arm {arm} must name an experiment or a study, not both.")

@@ -205,6 +205,14 @@ def alike(trajectory: list[float | None], other: list[float | None]) -> float | 
     return float(spearmanr(trajectory, other).statistic)
 
 
+def apart(trajectory: list[float | None], other: list[float | None]) -> float | None:
+    """Mean |log| of the ratios of two lists over training, None where a number has no logarithm."""
+    numbers = [*trajectory, *other]
+    if len(trajectory) != len(other) or None in numbers or min(numbers) <= 0:
+        return None
+    return fmean(abs(math.log(x / y)) for x, y in zip(trajectory, other, strict=True))
+
+
 def _quantile(count: int) -> float:
     return float(student.ppf((1 + LEVEL) / 2, count - 1))
 
@@ -218,6 +226,9 @@ def _number(kind: str, ours: Any, rival: Any, model: Any, maximise: bool) -> flo
     if kind == "rank_correlation":
         found = [alike(x, model) for x in (ours, rival) if isinstance(x, list)]
         return None if None in found else found[0] - sum(found[1:])
+    if kind == "log_distance":
+        found = [apart(x, model) for x in (ours, rival) if isinstance(x, list)]
+        return None if None in found else found[-1] - sum(found[:-1])
     better, worse = (ours, rival) if maximise else (rival, ours)
     if kind == "ratio":
         return math.log(better / worse) if min(better, worse) > 0 else None

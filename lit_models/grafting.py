@@ -80,30 +80,33 @@ class ConstantNorm(Grafting):
 
 
 class ExternalGrafting(Grafting):
-    """The gradient's length at the same step of another run, such as one of small batches.
+    """The gradient's length at the same place of another run, such as one of small batches.
 
     Between steps that were logged, lengths are interpolated linearly; before the first and after
     the last the nearest one stands.
 
     Args:
         run: its folder.
+        pace: its steps to one of this run, more than one where its batches are smaller but its
+            epochs as many.
 
     Raises:
         UnfitDataError: it logged no lengths.
     """
 
-    def __init__(self, run: str):
+    def __init__(self, run: str, pace: float = 1.0):
         if not Path(run).is_dir():
             raise UnfitDataError(f"Expected the folder of a run, but there is no {run}.")
         events = EventAccumulator(run, size_guidance={"scalars": 0}).Reload()
         if LOGGED not in events.Tags()["scalars"]:
             raise UnfitDataError(f"Expected a run that logged {LOGGED}, but {run} did not.")
-        points = events.Scalars(LOGGED)
-        self.steps = [point.step for point in points]
-        self.norms = [point.value for point in points]
+        self.pace = pace
+        # Of a step that a resumed run repeated, the last counts.
+        norms = {point.step: point.value for point in events.Scalars(LOGGED)}
+        self.steps, self.norms = zip(*sorted(norms.items()), strict=True)
 
     def length(self, step: int) -> float:
-        return float(np.interp(step, self.steps, self.norms))
+        return float(np.interp(self.pace * step, self.steps, self.norms))
 
 
 class IterativeGrafting(Grafting):

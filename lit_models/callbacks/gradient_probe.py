@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,6 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from kernels.autograd import FirstDerivativesOnlyError
-from lit_models.callbacks.cadence import is_amid_step
 from lit_models.explicit_regularisation import (
     AverageJacobian,
     FisherTrace,
@@ -34,11 +34,12 @@ QUANTITIES = (*SQUARES, "sharpness")
 
 
 class GradientProbe(Callback):
-    """Logs quantities of a training batch, which the model has just learned from, as `probe/…`.
+    """Logs quantities of training batches, which the model is about to learn from, as `probe/…`.
 
-    The report has their lists over training, under `GradientProbe`.
+    The report has their lists over training, under `GradientProbe`. Each is a mean over some
+    micro-batches: parts of the step's batches and, where these are too few, of the next steps'.
 
-    With L_M the loss of the batch, the mean over n targets, and f the predictions: `gradient_norm`
+    With L_M the loss of a micro-batch, the mean over n targets, and f the predictions: `gradient_norm`
     ‖∇L_M‖; `fisher_trace` n times the mean of ‖∇L_M‖² over targets that the model itself draws, the
     trace of one target's Fisher information matrix; `average_jacobian` ‖∇ Σ_k mean f_k‖²;
     `unit_jacobian` the mean of ‖∇ mean f · u‖² over unit vectors u; `sharpness` the greatest
@@ -47,11 +48,12 @@ class GradientProbe(Callback):
     layers cannot be differentiated twice, is left out with one warning.
 
     Args:
-        every_n_steps: optimiser steps between two measurements.
+        every_n_steps: optimiser steps from one measurement to the next.
         quantities: some of the five.
         draws: of targets and of unit vectors.
         tolerance: relative, of the sharpness.
-        samples: of the batch, its first ones, such as a micro-batch; None for all.
+        samples: of a micro-batch; None for batches as they come. A smaller batch is one.
+        micro_batches: that a measurement is the mean of.
 
     Raises:
         ValueError: another quantity.
@@ -66,6 +68,7 @@ class GradientProbe(Callback):
         draws: int = 4,
         tolerance: float = 1e-2,
         samples: int | None = None,
+        micro_batches: int = 1,
     ):
         unknown = set(quantities) - {*QUANTITIES}
         if unknown:
@@ -74,34 +77,52 @@ class GradientProbe(Callback):
             )
         self.every_n_steps, self.quantities = every_n_steps, tuple(quantities)
         self.draws, self.tolerance, self.samples = draws, tolerance, samples
+        self.micro_batches = micro_batches
         self.measured: dict[str, list] = {}
+        self.begun: int | None = None  # step of the measurement that wants more micro-batches
+        self.parts: list[dict[str, float]] = []  # and what it has
 
     def probe(self) -> dict[str, list]:
         """`step` and every quantity, in the order in which they were measured."""
         return self.measured
 
     def state_dict(self) -> dict[str, Any]:
-        return {"measured": self.measured}
+        return {"measured": self.measured, "begun": self.begun, "parts": self.parts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.measured = state_dict["measured"]
+        for name, value in state_dict.items():
+            setattr(self, name, value)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: LitModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: LitModule, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if is_amid_step(trainer) or step % self.every_n_steps:
+        first = batch_idx % trainer.accumulate_grad_batches == 0
+        if self.begun is None and first and trainer.global_step % self.every_n_steps == 0:
+            self.begun = trainer.global_step
+        if self.begun is None:
             return
-        if self.samples is not None:
-            why = f"of which {self.samples} samples are probed"
-            require_tensors(batch, why, "set the probe's samples to null")
-            batch = {name: x[: self.samples] for name, x in batch.items()}
-        found = self.measure(module, batch)
-        for name, value in {"step": step, **found}.items():
+        for part in self._parts_of(module, batch)[: self.micro_batches - len(self.parts)]:
+            self.parts.append(self.measure(module, part))
+        if len(self.parts) < self.micro_batches:
+            return
+        found = {name: fmean(part[name] for part in self.parts) for name in self.parts[-1]}
+        for name, value in {"step": self.begun, **found}.items():
             self.measured.setdefault(name, []).append(value)
         if trainer.is_global_zero:
             for name, value in found.items():
-                trainer.logger.experiment.add_scalar(f"probe/{name}", value, step)
+                trainer.logger.experiment.add_scalar(f"probe/{name}", value, self.begun)
+        self.begun, self.parts = None, []
+
+    def _parts_of(self, module: LitModule, batch: Any) -> list[Any]:
+        """Its micro-batches, without the rest that would be a smaller one."""
+        if self.samples is None:
+            return [batch]
+        why = f"to be probed by micro-batches of {self.samples} samples"
+        require_tensors(batch, why, "set the probe's samples to null")
+        size, count = self.samples, max(1, module.task.samples(batch) // self.samples)
+        return [
+            {name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(count)
+        ]
 
     def measure(self, module: LitModule, batch: Any) -> dict[str, float]:
         """The quantities of a batch, without those that the model does not have."""

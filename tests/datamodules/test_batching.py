@@ -38,6 +38,12 @@ def test_batches_hold_equal_numbers_of_nodes_and_little_padding():
     assert padded < 1.3 * SIZES.sum()
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_samples_of_one_size_make_batches_of_one_size(shuffle):
+    batches = NodeBudgetSampler(np.full(1000, 3), 100, shuffle).batches(0)
+    assert [len(batch) for batch in batches] == [100] * 10
+
+
 def test_a_large_jitter_mixes_all_sizes():
     batches = NodeBudgetSampler(SIZES, 16, True, size_jitter=10.0).batches(0)
     spread = np.mean([np.log(SIZES[batch]).std() for batch in batches])

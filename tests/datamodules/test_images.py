@@ -219,6 +219,19 @@ def test_a_limit_keeps_the_numbers_of_images(tmp_path):
     assert torch.equal(labels, data.train_dataset.table.label[::10])
 
 
+def test_a_limit_of_training_images_keeps_the_share_of_every_class(tmp_path):
+    whole, data = ready(tmp_path), ready(tmp_path, train_limit=20)
+    kept = data.train_dataset.label
+    shares = torch.bincount(whole.train_dataset.label) * 20 / 50
+    assert len(kept) == 20
+    assert (torch.bincount(kept) - shares).abs().max() < 1
+    assert len(data.val_dataset) == len(whole.val_dataset)
+    data.setup()
+    assert torch.equal(data.train_dataset.label, kept), "once is enough"
+    other = ready(tmp_path, train_limit=20, seed=1)
+    assert len({whole.fingerprint, data.fingerprint, other.fingerprint}) == 3
+
+
 @pytest.mark.parametrize("repeats", [2, 3])
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 def test_repeats_keep_an_epochs_length_and_meet_in_one_step(repeats, replicas):
@@ -325,6 +338,7 @@ def test_augmentation_is_a_config_group(name, pixels):
     [
         ({"resolution": 0}, "data.resolution is 0"),
         ({"repeats": 0}, "data.repeats is 0"),
+        ({"train_limit": 0}, "data.train_limit is 0"),
         ({"limit": 0}, "data.limit is 0"),
         ({"generated_size": (1, 2)}, "data.generated_size"),
     ],

@@ -204,3 +204,20 @@ def test_a_rank_correlation_is_of_lists_over_training():
     for broken in ([1.0, None, 3.0, 4.0], [1.0, 2.0, 3.0], None):
         gone = Cell("o", {}, {0: broken, 1: model}, {})
         assert estimate(statistic, gone, other, True, False, reference).said == "missing"
+
+
+def test_a_log_distance_is_of_lists_over_training():
+    model = [1.0, 2.0, 4.0]
+    reference = Cell("s", {}, {0: model, 1: model}, {})
+    own = Cell("o", {}, {0: [2.0, 1.0, 8.0], 1: model}, {})
+    found = estimate(
+        Statistic("far", "log_distance", "o", (), "s"), own, None, True, False, reference
+    )
+    assert found.value == pytest.approx(math.log(2) / 2)
+    other = Cell("l", {}, {0: [4.0, 8.0, 1.0], 1: [4.0, 8.0, 16.0]}, {})
+    statistic = Statistic("near", "log_distance", "o", ("l",), "s")
+    nearer = estimate(statistic, own, other, True, False, reference)
+    assert nearer.value == pytest.approx(math.log(4) - math.log(2) / 2)
+    for broken in ([1.0, None, 3.0], [1.0, 0.0, 3.0], [1.0], None):
+        gone = Cell("o", {}, {0: broken, 1: model}, {})
+        assert estimate(statistic, gone, other, True, False, reference).said == "missing"

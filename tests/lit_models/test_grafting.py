@@ -58,11 +58,13 @@ class Lengths(Callback):
 
 def test_external_grafting_takes_the_other_run_s_lengths_step_by_step(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
-        for step, norm in ((0, 0.5), (2, 0.1)):
+        # A resumed run repeated its last step.
+        for step, norm in ((0, 0.5), (2, 7.0), (2, 0.1)):
             writer.add_scalar(LOGGED, norm, step)
     lengths = Lengths()
     trained([batch_of(4)], ExternalGrafting(str(tmp_path)), lengths, steps=5)
     assert lengths.found == pytest.approx([0.5, 0.3, 0.1, 0.1])
+    assert ExternalGrafting(str(tmp_path), pace=0.5).length(1) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])

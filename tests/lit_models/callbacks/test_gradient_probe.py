@@ -16,7 +16,7 @@ from tests.lit_models.test_explicit_regularisation import (
     batch_of,
     classifier,
 )
-from tests.running import scalars, train_here
+from tests.running import report_of, scalars, train_here
 
 
 def test_quantities_of_logistic_regression():
@@ -77,16 +77,42 @@ def test_a_measurement_leaves_no_trace():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-def test_some_samples_are_probed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "sizes", "measured"),
+    [
+        # Four steps of 16 images each, two an epoch.
+        (["every_n_steps=1", "samples=4"], [4] * 4, 4),
+        (["every_n_steps=1", "samples=4", "micro_batches=3"], [4] * 12, 4),
+        (["every_n_steps=2", "samples=6", "micro_batches=3"], [6] * 6, 2),
+        (["every_n_steps=2", "samples=20", "micro_batches=2"], [16] * 4, 2),
+        (["every_n_steps=2"], [16] * 2, 2),
+    ],
+)
+def test_micro_batches_are_probed(tmp_path, monkeypatch, options, sizes, measured):
     probed = []
 
     def measure(self, module, batch):
         probed.append(len(batch["label"]))
-        return {}
+        return {"gradient_norm": float(len(probed))}
 
     monkeypatch.setattr(GradientProbe, "measure", measure)
-    train_here(tmp_path, "sgd_vgg11_cifar10", *probe_words("every_n_steps=1", "samples=4"))
-    assert probed == [4, 4]
+    words = probe_words(*options)
+    run = train_here(tmp_path, "sgd_vgg11_cifar10", "trainer.max_epochs=2", *words)
+    assert probed == sizes
+    found = report_of(run)["probes"]["GradientProbe"]["gradient_norm"]
+    per = len(sizes) // measured
+    assert found == [sum(range(i * per + 1, i * per + per + 1)) / per for i in range(measured)]
+
+
+def test_a_micro_batch_is_measured_before_it_is_learned_from(tmp_path):
+    words = probe_words("every_n_steps=1", "quantities=[gradient_norm]")
+    run = train_here(tmp_path, "sgd_vgg11_cifar10", "trainer.log_every_n_steps=1", *words)
+    found = report_of(run)["probes"]["GradientProbe"]
+    assert found["step"] == [0, 1]
+    assert found["gradient_norm"] == pytest.approx([*scalars(run, "train/grad_norm").values()])
+
+
+def test_samples_of_graphs_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="set the probe's samples to null"):
         train_here(tmp_path, "gine_lrgb", *probe_words("every_n_steps=1", "samples=4"))
 
