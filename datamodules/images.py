@@ -149,8 +149,8 @@ class ImageDataModule(SourcedDataModule):
         train_limit: at most so many training images, each class with its share; None for all.
         repeats: times that an epoch shows each of the images it draws, 1 / repeats of them all, see
             RepeatingSampler.
-        sourced: see SourcedDataModule; `seed` is also of the choice of what validates and of what is
-            left out.
+        sourced: see SourcedDataModule; `seed` is also of the choice of what validates, and of what
+            is left out.
 
     Attributes:
         classes: their number.

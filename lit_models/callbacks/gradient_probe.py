@@ -39,13 +39,13 @@ class GradientProbe(Callback):
     The report has their lists over training, under `GradientProbe`. Each is a mean over some
     micro-batches: parts of the step's batches and, where these are too few, of the next steps'.
 
-    With L_M the loss of a micro-batch, the mean over n targets, and f the predictions: `gradient_norm`
-    ‖∇L_M‖; `fisher_trace` n times the mean of ‖∇L_M‖² over targets that the model itself draws, the
-    trace of one target's Fisher information matrix; `average_jacobian` ‖∇ Σ_k mean f_k‖²;
-    `unit_jacobian` the mean of ‖∇ mean f · u‖² over unit vectors u; `sharpness` the greatest
-    eigenvalue of L_M's Hessian matrix, by Lanczos' method. Batch norm takes the batch's statistics,
-    as in training, which is left as it was. What a model does not have, such as a Hessian where its
-    layers cannot be differentiated twice, is left out with one warning.
+    With L_M the loss of a micro-batch, the mean over n targets, and f the predictions:
+    `gradient_norm` ‖∇L_M‖; `fisher_trace` n times the mean of ‖∇L_M‖² over targets that the model
+    itself draws, the trace of one target's Fisher information matrix; `average_jacobian` ‖∇ Σ_k
+    mean f_k‖²; `unit_jacobian` the mean of ‖∇ mean f · u‖² over unit vectors u; `sharpness` the
+    greatest eigenvalue of L_M's Hessian matrix, by Lanczos' method. Batch norm takes the batch's
+    statistics, as in training, which is left as it was. What a model does not have, such as a
+    Hessian where its layers cannot be differentiated twice, is left out with one warning.
 
     Args:
         every_n_steps: optimiser steps from one measurement to the next.
