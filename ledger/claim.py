@@ -171,8 +171,10 @@ class Claim:
         maximise: whether more of it is better.
         seeds: of the test runs.
         minutes: about how long all of it takes on two CPU cores.
-        overrides: what every run differs by from its experiment's own config.
-        arms, cases: every arm runs in every case, the product of the factors' labels.
+        overrides: what every run differs by from its experiment's own config. In the file, the
+            name of another claim stands for its overrides.
+        arms, cases: every arm runs in every case, the product of the factors' labels. In the file,
+            the name of another claim stands for its arm of that name.
         select: values of overrides; the run best on validation data stands for the others.
         statistics: what is computed, and which values count as reproduced.
         tune, pace: what was done before the protocol was frozen.
@@ -287,19 +289,39 @@ def load_claim(name: str, scale: str) -> Claim:
     Raises:
         UserError: there is no such claim, or its file is not what a claim must be.
     """
-    path = CLAIMS / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"there is no claim {name!r}: choose one of {', '.join(claim_names())}.")
+    path = _path(name)
     try:
         cfg = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
         # Overrides belong to the config of a run and are resolved there.
-        raw = OmegaConf.to_container(cfg, resolve=False)
+        raw = _with_lent(OmegaConf.to_container(cfg, resolve=False))
         plain = {key: value if key in OF_RUNS else _plain(cfg, key) for key, value in raw.items()}
         claim = _claim(name, plain)
     except (OmegaConfBaseException, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not state a claim: {first_line(error)}.") from error
     _check(claim, path)
     return claim
+
+
+def _path(name: str) -> Path:
+    path = CLAIMS / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no claim {name!r}: choose one of {', '.join(claim_names())}.")
+    return path
+
+
+def _with_lent(raw: dict[str, Any]) -> dict[str, Any]:
+    """A claim's file with what other claims lend it: overrides and arms given as a claim's name."""
+
+    def lent(value: Any, *where: str) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = OmegaConf.to_container(OmegaConf.load(_path(value)), resolve=False)
+        for key in where:
+            found = found[key]
+        return found
+
+    arms = {arm: lent(value, "arms", arm) for arm, value in raw["arms"].items()}
+    return raw | {"overrides": lent(raw.get("overrides", {}), "overrides"), "arms": arms}
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:

@@ -101,6 +101,30 @@ def test_a_wrong_claim_is_one_sentence(claims, old, new, said):
         load_claim("small", "smoke")
 
 
+def test_a_claim_takes_overrides_and_arms_of_another_by_its_name(claims, small):
+    head, arms = SMALL.split("overrides:\n", 1)
+    arms = arms[arms.index("arms:") :].replace(
+        "wide: {experiment", "wide: small\n  wider: {experiment"
+    )
+    write_claim(claims, f"{head}overrides: small\n{arms}", "other")
+    other = load_claim("other", "smoke")
+    assert other.overrides == small.overrides
+    assert other.arms["wide"] == other.arms["wider"] == small.arms["wide"]
+    keys = {run.key for run in Planner(small).test_runs((0,))}
+    assert keys == {run.key for run in Planner(other).test_runs((0,))}
+
+
+@pytest.mark.parametrize(("lender", "said"), [("large", "choose one of"), ("other", "wide")])
+def test_what_no_claim_lends_is_one_sentence(claims, lender, said):
+    write_claim(claims, SMALL.replace("wide: {", "broad: {"), "other")
+    old = (
+        "wide: {experiment: baseline_atoms, overrides: {model.width: 16, callbacks.ema.decay: 0.5}}"
+    )
+    write_claim(claims, SMALL.replace(old, f"wide: {lender}"))
+    with pytest.raises(UserError, match=said):
+        load_claim("small", "smoke")
+
+
 def test_an_unknown_claim_or_override_is_one_sentence(small):
     with pytest.raises(UserError, match="choose one of small"):
         load_claim("large", "demo")
