@@ -1,5 +1,7 @@
 """No test of a data module reaches the network."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -7,6 +9,9 @@ import pytest
 
 from datamodules import download, lrgb
 from tests.datamodules.fabricated import write_csv
+
+DATA_DIR = os.environ.get("DATA_DIR")
+"""Before `offline` hides it."""
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +23,18 @@ def offline(monkeypatch):
 
     monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setattr(download, "urlopen", refuse)
+
+
+@pytest.fixture
+def real() -> Callable[[str], Path]:
+    """Where the real data of a place below DATA_DIR is; a machine without it skips the test."""
+
+    def find(place: str) -> Path:
+        if DATA_DIR is None or not Path(DATA_DIR, place).exists():
+            pytest.skip(f"needs {place} in DATA_DIR")
+        return Path(DATA_DIR, place)
+
+    return find
 
 
 @pytest.fixture

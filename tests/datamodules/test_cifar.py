@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,6 @@ from datamodules.generated_shapes import shapes
 from tests.datamodules.fabricated import snapshot
 
 SIZES = {"train": 200, "test": 30}
-REAL = os.environ.get("DATA_DIR")
 
 
 @pytest.fixture(autouse=True)
@@ -267,14 +265,12 @@ def test_names_are_those_of_uoft_cs():
     assert all(names.split() == sorted(names.split()) for names in NAMES.values())
 
 
-@pytest.mark.skipif(REAL is None, reason="DATA_DIR is not set")
-def test_real_files(tmp_path, monkeypatch):
-    if not Path(REAL, "cifar10").is_dir():
-        pytest.skip("no cifar10 in DATA_DIR")
+def test_real_files(real, tmp_path, monkeypatch):
+    folder = real("cifar10")
     monkeypatch.setattr(cifar, "OFFICIAL", {"train": 50_000, "test": 10_000})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = ready(tmp_path, data_dir=REAL)
+        data = ready(tmp_path, data_dir=str(folder.parent))
     sizes = {"official": (40_000, 10_000, 10_000), "subset": (16_000, 4_000, 10_000)}
     assert tuple(data.provenance["samples"].values()) == sizes[data.source_used]
     assert torch.bincount(data.test_dataset.label).tolist() == [1000] * 10

@@ -1,6 +1,5 @@
 """The GLUE data module, offline: fabricated files in the official layout."""
 
-import os
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -21,7 +20,6 @@ from datamodules.tokeniser import CLS, PAD, SEP, wordpiece
 from tests.datamodules.fabricated import snapshot
 
 SIZES = {"train": 60, "test": 8}
-REAL = os.environ.get("DATA_DIR")
 
 
 def examples(task: str, count: int, seed: int, start: int = 0) -> dict[str, list]:
@@ -298,7 +296,6 @@ def test_setup_without_preparation_is_one_sentence(tmp_path):
         data.setup()
 
 
-@pytest.mark.skipif(REAL is None, reason="DATA_DIR is not set")
 @pytest.mark.parametrize(
     ("task", "source", "sizes"),
     [
@@ -308,10 +305,8 @@ def test_setup_without_preparation_is_one_sentence(tmp_path):
         ("wnli", "variant", (565, 70)),
     ],
 )
-def test_real_files(task, source, sizes, tmp_path):
-    folder = TASKS[task].variant if source == "variant" else task
-    if not Path(REAL, "glue", folder).is_dir():
-        pytest.skip(f"no {folder} in DATA_DIR")
-    data = ready(task, tmp_path, source=source, data_dir=REAL)
+def test_real_files(task, source, sizes, real, tmp_path):
+    folder = real(f"glue/{TASKS[task].variant if source == 'variant' else task}")
+    data = ready(task, tmp_path, source=source, data_dir=str(folder.parents[1]))
     assert (len(data.train_dataset) + len(data.val_dataset), len(data.test_dataset)) == sizes
     assert 0.05 < len(data.val_dataset) / sizes[0] < 0.15

@@ -1,6 +1,5 @@
 """Trees of image files, offline: fabricated ones with files of every kind and every damage."""
 
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -18,7 +17,6 @@ from datamodules.imagenet import ImageNetDataModule, Official
 from datamodules.images import Images
 from tests.datamodules.fabricated import photograph, photographs, snapshot
 
-REAL = os.environ.get("DATA_DIR")
 TINY = "tiny-imagenet-200"
 CLASSES, TRAIN, VAL = 3, 10, 4
 
@@ -414,11 +412,8 @@ def test_a_damaged_tree_is_one_sentence(damage, message, large):
     assert not list((large.parents[1] / "cache").glob("imagenet/pets-*"))
 
 
-@pytest.mark.skipif(REAL is None, reason="DATA_DIR is not set")
-def test_real_files(tmp_path, monkeypatch):
-    root = Path(REAL, TINY)
-    if not root.is_dir():
-        pytest.skip(f"no {TINY} in DATA_DIR")
+def test_real_files(real, tmp_path, monkeypatch):
+    root = real(TINY)
     monkeypatch.setattr(imagenet, "OFFICIAL", {TINY: Official((100_000, 10_000), ("", ""), ())})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

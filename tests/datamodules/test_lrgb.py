@@ -4,7 +4,6 @@ import os
 import pickle
 import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,11 +322,8 @@ def test_files_of_another_task(tmp_path):
 # --- The official data ------------------------------------------------------------------------
 
 
-def test_official_peptides(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    folder = Path(os.environ.get("DATA_DIR", "")) / "lrgb" / lrgb.CSV_FOLDER
-    if "DATA_DIR" not in os.environ or not folder.is_dir():
-        pytest.skip("DATA_DIR has no lrgb/peptides-functional")
+def test_official_peptides(real):
+    folder = real(f"lrgb/{lrgb.CSV_FOLDER}")
     for name, md5 in lrgb.CSV_MD5.items():
         download.check_md5(folder / name, md5)
     split = pickle.loads((folder / lrgb.SPLIT_NAME).read_bytes())

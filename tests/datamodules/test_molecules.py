@@ -3,7 +3,6 @@
 import ast
 import csv
 import gzip
-import os
 import sys
 from pathlib import Path
 
@@ -91,11 +90,9 @@ def test_features_equal_ogb(smiles):
     assert_equals_ogb(smiles_to_graph(smiles), smiles)
 
 
-def test_features_equal_ogb_on_official_peptides():
-    folder = Path(os.environ.get("DATA_DIR", "")) / "lrgb" / "peptides-functional"
-    if "DATA_DIR" not in os.environ or not folder.is_dir():
-        pytest.skip("DATA_DIR has no lrgb/peptides-functional")
-    with gzip.open(folder / "peptide_multi_class_dataset.csv.gz", "rt") as file:
+def test_features_equal_ogb_on_official_peptides(real):
+    table = real("lrgb/peptides-functional") / "peptide_multi_class_dataset.csv.gz"
+    with gzip.open(table, "rt") as file:
         smiles = [row["smiles"] for row in csv.DictReader(file)][::311]
     assert len(smiles) == 50
     for graph, text in zip(smiles_to_graphs(smiles), smiles, strict=True):

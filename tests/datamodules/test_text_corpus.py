@@ -1,6 +1,5 @@
 """Text for masked language modelling, offline: small files and the grammar."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ from datamodules.text_corpus import TextCorpusDataModule, hide_words
 from datamodules.token_batches import IGNORED
 from datamodules.tokeniser import CLS, FIRST_WORD, MASK, SEP, UNK, VOCABULARY, wordpiece
 
-REAL = os.environ.get("DATA_DIR")
 DOCUMENTS = [f"Story {i}: the doctor, number {7 * i}, followed the horses." for i in range(80)]
 TESTED = [f"Another story, the {i}th, of a pilot and his boat." for i in range(12)]
 
@@ -247,12 +245,9 @@ def test_what_cannot_be_used_is_one_sentence(damage, options, message, tmp_path)
         ready(tmp_path, **options)
 
 
-@pytest.mark.skipif(REAL is None, reason="DATA_DIR is not set")
-def test_real_text(tmp_path):
-    if not Path(REAL, "english", "validation.txt").is_file():
-        pytest.skip("no english/ in DATA_DIR")
+def test_real_text(real, tmp_path):
+    lines = real("english/validation.txt").read_text().splitlines()[:20]
     (tmp_path / "raw" / "english").mkdir(parents=True)
-    lines = Path(REAL, "english", "validation.txt").read_text().splitlines()[:20]
     for name in ("train", "validation"):
         (tmp_path / "raw" / "english" / f"{name}.txt").write_text("\n".join(lines))
     data = ready(tmp_path, source="file", max_length=128)
