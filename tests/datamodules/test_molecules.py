@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from datamodules import molecules
+from datamodules import lrgb, molecules
 from datamodules.errors import DataError
 from datamodules.molecules import (
     ATOM_FEATURE_SIZES,
@@ -91,8 +91,7 @@ def test_features_equal_ogb(smiles):
 
 
 def test_features_equal_ogb_on_official_peptides(real):
-    table = real("lrgb/peptides-functional") / "peptide_multi_class_dataset.csv.gz"
-    with gzip.open(table, "rt") as file:
+    with gzip.open(real(f"lrgb/{lrgb.CSV_FOLDER}/{lrgb.CSV_NAME}"), "rt") as file:
         smiles = [row["smiles"] for row in csv.DictReader(file)][::311]
     assert len(smiles) == 50
     for graph, text in zip(smiles_to_graphs(smiles), smiles, strict=True):
