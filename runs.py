@@ -17,9 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.base import DataModule, GraphDataModule
-from datamodules.glue import GLUEDataModule
-from datamodules.images import ImageDataModule
+from datamodules.images.module import ImageDataModule
 from datamodules.pde.module import PDEDataModule
+from datamodules.text.glue import GLUEDataModule
 from errors import UserError, one_sentence_errors
 from train import prepare_process, train
 

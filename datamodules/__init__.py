@@ -1,1 +1,1 @@
-"""Data modules: one data family a file, each a LightningDataModule with an explicit data source."""
+"""Data modules, one room a subject; what all subjects share lies on top."""

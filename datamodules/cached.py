@@ -14,7 +14,7 @@ from torch_geometric.data import Dataset
 from datamodules.base import SPLITS, DataModule, GraphDataModule
 from datamodules.cache_folder import CachePlan, damage, ensure, load_tensors
 from datamodules.errors import DataError
-from datamodules.graph_cache import GraphDataset, GraphTable
+from datamodules.graphs.graph_cache import GraphDataset, GraphTable
 
 
 class CachedDataModule(DataModule):

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 from datamodules.cache_folder import CachePlan
 from datamodules.cached import SPLITS, CachedGraphDataModule, check_sizes
 from datamodules.errors import DataError
-from datamodules.graph_cache import GraphTable, graph_plan
+from datamodules.graphs.graph_cache import GraphTable, graph_plan
 
 
 class GeneratedDataModule(CachedGraphDataModule):

@@ -1,1 +1,1 @@
-"""Architectures, one a file: its nn.Modules, then its LightningModule."""
+"""Models, one room a subject: one architecture a file, beside its tasks, metrics and pictures."""

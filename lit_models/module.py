@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from lit_models.tasks import Task
+from lit_models.task import Task
 
 
 class NonFiniteError(RuntimeError):
@@ -93,7 +93,7 @@ class Optimisation:
 
 
 class Penalty(Protocol):
-    """What training adds to the loss, see `lit_models.explicit_regularisation`."""
+    """What training adds to the loss, see `lit_models.callbacks.explicit_regularisation`."""
 
     weight: float
 

@@ -19,7 +19,7 @@ def measure(
     goes past them; as training begins, they would hardly show in the features.
 
     Args:
-        ours, theirs: make a `lit_models.layers.text_encoder.TextEncoder`, of equal parameters.
+        ours, theirs: make a `lit_models.text.encoder.TextEncoder`, of equal parameters.
         sizes: tokens of each sentence.
         seed: of weights, tokens and cotangent.
 

@@ -21,7 +21,7 @@ def measure(
     memory and warms up, the faster of two more its time.
 
     Args:
-        encoder: makes a `lit_models.layers.image_encoder.ImageEncoder`.
+        encoder: makes a `lit_models.images.encoder.ImageEncoder`.
         sides: rows, and columns, of the grid of patches, rising, at least two.
         seed: of weights and patches.
 

@@ -22,7 +22,7 @@ def measure(
     A length's first step tells its memory and warms up, the faster of two more its time.
 
     Args:
-        encoder: makes a `lit_models.layers.text_encoder.TextEncoder`.
+        encoder: makes a `lit_models.text.encoder.TextEncoder`.
         lengths: in tokens, rising, at least two.
         seed: of weights and tokens.
 

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch_geometric.data import Batch, Data
 
-from datamodules.molecules import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
-from lit_models.layers.encoders import CategoricalEncoder
+from datamodules.graphs.molecules import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
+from lit_models.graphs.encoders import CategoricalEncoder
 
 molecule_encoder = partial(
     CategoricalEncoder, node_sizes=ATOM_FEATURE_SIZES, edge_sizes=BOND_FEATURE_SIZES

@@ -13,7 +13,7 @@ from tools.list_experiments import EXPERIMENTS
 
 MEMORIES = ["none", "stacked_frames", "lstm", "mamba2"]
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-OFFICIAL_ALONE = ("edge_zinc", "node_zinc")  # trained in tests/datamodules/test_zinc.py
+OFFICIAL_ALONE = ("edge_zinc", "node_zinc")  # trained in tests/datamodules/graphs/test_zinc.py
 
 
 def compose_model(experiment: str, *overrides: str):

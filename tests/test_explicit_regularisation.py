@@ -4,8 +4,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lit_models.explicit_regularisation import GradientPenalty
-from lit_models.grafting import Grafting
+from lit_models.callbacks.explicit_regularisation import GradientPenalty
+from lit_models.callbacks.grafting import Grafting
 from tests.running import report_of, scalars, train_here
 from train import CONFIGS
 

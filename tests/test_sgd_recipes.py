@@ -3,8 +3,8 @@
 import pytest
 from hydra.utils import instantiate
 
-from lit_models.resnet import ResNet
-from lit_models.vgg import VGG
+from lit_models.images.resnet import ResNet
+from lit_models.images.vgg import VGG
 from tests.running import report_of, train_here
 from tests.test_text_models import composed
 from train import CONFIGS

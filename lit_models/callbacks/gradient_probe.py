@@ -14,7 +14,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from kernels.autograd import FirstDerivativesOnlyError
-from lit_models.explicit_regularisation import (
+from lit_models.callbacks.explicit_regularisation import (
     AverageJacobian,
     FisherTrace,
     GradientNorm,

@@ -1,1 +1,1 @@
-"""Layers that more than one architecture uses."""
+"""Layers that more than one subject uses."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_models.edge_embeddings import Edges, find_edges
+from lit_models.graphs.edge_embeddings import Edges, find_edges
 from tests.benchmarks.timing import compare
 from tests.kernels.comparing import DEVICE
 
@@ -59,7 +59,7 @@ def with_gradient(function: Callable[[torch.Tensor], torch.Tensor], h: torch.Ten
 @pytest.mark.parametrize("directed", NAMES, ids=NAMES.get)
 def test_the_edge_layer_grows_linearly_with_a_hub(green, record, directed):
     """Sums over the neighbours of all edges, forward and backward."""
-    green("lit_models/test_edge_embeddings.py")
+    green("lit_models/graphs/test_edge_embeddings.py")
     rows = []
     for leaves in LEAVES:
         edge_index = star(leaves)

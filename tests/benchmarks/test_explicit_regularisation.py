@@ -6,24 +6,27 @@ import pytest
 import torch
 from torch import nn
 
-from lit_models.explicit_regularisation import (
+from lit_models.callbacks.explicit_regularisation import (
     AverageJacobian,
     FisherTrace,
     GradientNorm,
     GradientPenalty,
     UnitJacobian,
 )
-from lit_models.image_classifier import LitImageClassifier
-from lit_models.image_tasks import ImageClassification
+from lit_models.images.classifier import LitImageClassifier
+from lit_models.images.resnet import ResNet
+from lit_models.images.tasks import ImageClassification
+from lit_models.images.vgg import VGG
 from lit_models.module import Optimisation
-from lit_models.resnet import ResNet
-from lit_models.vgg import VGG
 from tests.benchmarks.timing import compare
 from tests.kernels.comparing import DEVICE
 
 pytestmark = pytest.mark.timeout(1800)
 
-GREEN = ("lit_models/test_explicit_regularisation.py", "lit_models/test_convolutional_networks.py")
+GREEN = (
+    "lit_models/callbacks/test_explicit_regularisation.py",
+    "lit_models/images/test_convolutional_networks.py",
+)
 CHANNELS, MICRO_BATCH, MICRO_BATCHES = (16, 100, 3) if DEVICE == "cpu" else (64, 100, 50)
 NETWORKS = {
     "VGG-11": lambda: VGG(11, CHANNELS),

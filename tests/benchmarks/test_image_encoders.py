@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_models.chimera_image import ChimeraImage
-from lit_models.image_classifier import ImageClassifierNet
-from lit_models.layers.image_encoder import ImageEncoder
-from lit_models.scan_image import MambaScanImage, ScanImage
-from lit_models.vit import ViT
+from lit_models.images.chimera import ChimeraImage
+from lit_models.images.classifier import ImageClassifierNet
+from lit_models.images.encoder import ImageEncoder
+from lit_models.images.scan import MambaScanImage, ScanImage
+from lit_models.images.vit import ViT
 from tests.benchmarks.timing import compare
 from tests.kernels.comparing import DEVICE
 
 pytestmark = pytest.mark.timeout(1800)
 
-GREEN = ("lit_models/test_chimera_image.py", "lit_models/layers/test_image_encoder.py")
+GREEN = ("lit_models/images/test_chimera.py", "lit_models/images/test_encoder.py")
 GREEN += ("kernels/test_grid_dags.py",)
 IMAGES = {14: 16, 28: 4, 40: 2, 56: 1} if DEVICE == "cpu" else {14: 128, 28: 32, 40: 16, 56: 8}
 # Two mixing layers stand for attention and its feed-forward network.

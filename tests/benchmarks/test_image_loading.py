@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.augmentation import Augmentation, Mix, RandAugment, RandomErasing
-from datamodules.image_files import FileTable, ImageFiles
+from datamodules.images.augmentation import Augmentation, Mix, RandAugment, RandomErasing
+from datamodules.images.files import FileTable, ImageFiles
 from tests.benchmarks.timing import compare
 from tests.datamodules.fabricated import photograph
 from tests.kernels.comparing import DEVICE
 
 pytestmark = pytest.mark.timeout(900)
 
-GREEN = ("datamodules/test_imagenet.py", "datamodules/test_augmentation.py")
+GREEN = ("datamodules/images/test_imagenet.py", "datamodules/images/test_augmentation.py")
 FILES = 24
 IMAGENET = {"width": 500, "height": 375, "bytes": 110_000}
 """Of a mean file of ImageNet-1k."""

@@ -212,7 +212,7 @@ def test_low_precision_against_plain_torch(peptides, green, record):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_a_training_step_against_rival_models(peptides, green, record, sizes):
     """Forward and backward pass of whole models with about 500,000 parameters, batch 16."""
-    green(*GREEN, "lit_models/test_graph_models.py")
+    green(*GREEN, "lit_models/graphs/test_graph_models.py")
     source, batches = peptides
     functions, parameters = {}, {}
     for experiment in ("chimera_lrgb", "gps_lrgb", "gated_gcn_lrgb"):

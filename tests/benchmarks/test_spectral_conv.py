@@ -10,7 +10,7 @@ from kernels.spectral_conv import spec, spectral_conv
 from kernels.spectral_conv.cost import FORMS, faster_form
 from kernels.spectral_conv.peers import in_their_layout
 from kernels.spectral_conv.spec import DEPTHWISE, SPECTRAL_CONV
-from lit_models.fno import FNO
+from lit_models.operators.fno import FNO
 from tests.benchmarks.timing import ceilings, compare, roofline
 from tests.kernels.comparing import DEVICE, on_device
 
@@ -99,7 +99,7 @@ def work(passes: Callable, inputs: dict, outputs: int) -> tuple[int, int]:
 @pytest.mark.parametrize(("N", "m"), [(64, 12), (64, 16), (128, 16)])
 def test_a_training_step_of_a_whole_fno(green, record, N, m):
     """Four layers, width 64, batch 4: forward, backward and AdamW, against neuraloperator's."""
-    green(*GREEN, "lit_models/test_fno.py")
+    green(*GREEN, "lit_models/operators/test_fno.py")
     x, target = torch.randn(2, 4, 1, N, N, device=DEVICE)
     models = {
         "FNO": FNO(1, 1, (m, m), width=64, layers=4),

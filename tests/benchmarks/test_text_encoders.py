@@ -5,16 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lit_models.bert import Bert
-from lit_models.chimera_text import ChimeraText
-from lit_models.hydra_text import HydraText
+from lit_models.text.bert import Bert
+from lit_models.text.chimera import ChimeraText
+from lit_models.text.hydra import HydraText
 from tests.benchmarks.timing import compare
 from tests.kernels.comparing import DEVICE
 
 pytestmark = pytest.mark.timeout(1800)
 
-GREEN = ("lit_models/test_chimera_text.py", "lit_models/test_hydra_text.py")
-GREEN += ("lit_models/test_bert.py", "kernels/test_decaying_chains.py")
+GREEN = ("lit_models/text/test_chimera.py", "lit_models/text/test_hydra.py")
+GREEN += ("lit_models/text/test_bert.py", "kernels/test_decaying_chains.py")
 SENTENCES = 8
 LENGTHS = (512, 2048, 4096, 8192, 16384)
 LONGEST_WITH_EIGHT = 2048 if DEVICE == "cpu" else LENGTHS[-1]

@@ -7,7 +7,8 @@ from urllib.error import URLError
 
 import pytest
 
-from datamodules import download, lrgb
+from datamodules import download
+from datamodules.graphs import lrgb
 from tests.datamodules.fabricated import write_csv
 
 DATA_DIR = os.environ.get("DATA_DIR")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import lrgb
-from datamodules.lrgb import SPLITS, TASKS, LRGBDataModule
-from datamodules.molecules import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, smiles_to_graph
+from datamodules.graphs import lrgb
+from datamodules.graphs.lrgb import SPLITS, TASKS, LRGBDataModule
+from datamodules.graphs.molecules import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, smiles_to_graph
 
 PEPTIDES = ["NCC(=O)O", "C[C@H](N)C(=O)O", "[Na+].[Cl-]", "C", "NCC(=O)NCC(=O)O", "CC#N", "C/C=C/C"]
 MEMBERS = {"train": [1, 3, 4, 6], "val": [0, 5], "test": [2]}  # a single graph is a case of its own

@@ -7,8 +7,9 @@ import zipfile
 import pytest
 from torch_geometric.datasets import LRGBDataset
 
-from datamodules import download, lrgb
+from datamodules import download
 from datamodules.errors import DataError
+from datamodules.graphs import lrgb
 from tests.datamodules.fabricated import (
     official,
     raw_graphs,

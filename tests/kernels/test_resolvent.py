@@ -330,5 +330,5 @@ def test_an_elimination_of_other_graphs_is_refused():
 
 
 def test_import_without_triton():
-    code = "import sys; sys.modules['triton'] = None; import kernels, lit_models.chimera_graph"
+    code = "import sys; sys.modules['triton'] = None; import kernels, lit_models.graphs.chimera"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -55,10 +55,10 @@ def test_what_changes_it(root, file, text, changes):
 
 def test_the_code_of_a_training_is_its_own():
     code.files_of.cache_clear()
-    files, waiting = set(), set(code.files_of("lit_models.gps.LitGPS"))
+    files, waiting = set(), set(code.files_of("lit_models.graphs.gps.LitGPS"))
     while waiting:
         files |= waiting
         waiting = {f for path in waiting for f in code.imports(path)} - files
     names = {str(path.relative_to(code.ROOT)) for path in files}
-    assert "lit_models/layers/heads.py" in names
-    assert "lit_models/chimera_graph.py" not in names
+    assert "lit_models/graphs/heads.py" in names
+    assert "lit_models/graphs/chimera.py" not in names

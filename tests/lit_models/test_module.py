@@ -8,7 +8,7 @@ from torch_geometric.data import Batch
 
 from lit_models.module import Optimisation
 from tests.graphs import molecule_like
-from tests.lit_models.test_chimera_graph import make_model
+from tests.lit_models.graphs.test_chimera import make_model
 
 
 def test_schedule_warms_up_linearly_and_decays_as_a_cosine():

@@ -2,14 +2,15 @@
 
 from functools import partial
 
-from lit_models.chimera_text import ChimeraText, ChimeraTextMixer
-from lit_models.line_graph_text import LineGraphText
+from lit_models.layers.chain_mixer import ChainMixer
+from lit_models.text.chimera import ChimeraText
+from lit_models.text.line_graph import LineGraphText
 from studies.agreement import measure
 
 SIZES = {"vocabulary": 20, "width": 12, "layers": 2, "state": 8, "head_dim": 4, "dropout": 0.0}
 
 
-class OneWayMixer(ChimeraTextMixer):
+class OneWayMixer(ChainMixer):
     def mix(self, v, chains, sizes):
         there, back = chains
         return super().mix(v, (there, back._replace(scale=0 * back.scale)), sizes)

@@ -24,7 +24,7 @@ from studies.aliased_waves import (
 
 SYSTEM = {"points": 16, "wavenumber": 5, "interval": 1.5e-4}
 NET = {
-    "_target_": "lit_models.memno.MemNO",
+    "_target_": "lit_models.operators.memno.MemNO",
     "in_channels": 1,
     "out_channels": 1,
     "modes": [8],
@@ -35,7 +35,7 @@ NET = {
     "coordinates": None,
 }
 S4D = {
-    "_target_": "lit_models.layers.s4d.S4D",
+    "_target_": "lit_models.operators.s4d.S4D",
     "channels": 8,
     "state": 8,
     "step_range": [0.1, 1.0],

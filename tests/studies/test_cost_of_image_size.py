@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from lit_models.vit import ViT
+from lit_models.images.vit import ViT
 from studies.cost_of_image_size import measure
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_models.fno_deq import FNODEQ
 from lit_models.layers.fixed_point import FixedPoint
+from lit_models.operators.fno_deq import FNODEQ
 from studies.training_memory import MIB, measure, peak_bytes
 
 DEPTHS = [6, 12, 24]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 from lit_models.callbacks.gradient_probe import QUANTITIES, GradientProbe, sharpness
-from tests.lit_models.test_explicit_regularisation import (
+from tests.lit_models.callbacks.test_explicit_regularisation import (
     CLASSES,
     Flat,
     Smooth,

@@ -1,0 +1,1 @@
+"""Graphs: molecules, superpixels, stars and trees, cached with their elimination plans."""

@@ -1,0 +1,1 @@
+"""Images: files and generated shapes, augmented on the device."""

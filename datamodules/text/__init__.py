@@ -1,0 +1,1 @@
+"""Text: corpora and GLUE, tokenised once and batched without padding."""

@@ -1,0 +1,1 @@
+"""Graphs: Chimera, its message-passing rivals, and the tasks of graph learning."""

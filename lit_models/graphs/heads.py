@@ -1,0 +1,60 @@
+"""From node vectors to what a task asks for: one vector a graph, a node, or a pair of nodes."""
+
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+from torch_geometric.nn import global_mean_pool
+
+from lit_models.graphs.tasks import Level
+
+
+def make_head(level: Level, width: int, num_outputs: int, dropout: float) -> nn.Module:
+    """The readout the Chimera paper uses at each level; `num_outputs` is the task's."""
+    if level == "graph":
+        return GraphHead(width, num_outputs, dropout)
+    return NodeHead(width, num_outputs, dropout)
+
+
+class GraphHead(nn.Module):
+    """Mean over the nodes, then a residual MLP: [N, width] → [G, out]."""
+
+    def __init__(self, width: int, num_outputs: int, dropout: float):
+        super().__init__()
+        self.mlp = ResidualMLP(width, num_outputs, dropout)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.mlp(global_mean_pool(x, batch.batch, batch.num_graphs))
+
+
+class ResidualMLP(nn.Module):
+    """Three pre-normalised residual layers and a linear one: [rows, width] → [rows, out]."""
+
+    def __init__(self, width: int, num_outputs: int, dropout: float):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)
+            )
+            for _ in range(3)
+        )
+        self.out = nn.Linear(width, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.out(x)
+
+
+class NodeHead(nn.Module):
+    """A two-layer MLP on every node: [N, width] → [N, out].
+
+    For pairs the outputs are vectors whose inner product is the pair's logit.
+    """
+
+    def __init__(self, width: int, num_outputs: int, dropout: float):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, num_outputs)
+        )
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.layers(x)

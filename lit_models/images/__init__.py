@@ -1,0 +1,1 @@
+"""Images: networks that read grids of patches or pixels, and classification."""

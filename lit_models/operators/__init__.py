@@ -1,0 +1,1 @@
+"""Neural operators: maps between fields on a grid."""

@@ -1,0 +1,1 @@
+"""Text: state-space models and their rivals on sequences of tokens."""
