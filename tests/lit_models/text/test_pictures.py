@@ -7,8 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from kernels import resolvent_matrix
+from lit_models.callbacks import confusion
 from lit_models.callbacks.confusion import draw_confusion
-from lit_models.images import confusion
 from lit_models.layers.sentences import Sentences
 from lit_models.text.pictures import (
     TextPictures,
