@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps neuraloperator
 	touch $@
 
-train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp|fsdp] [ARGS="seed=1 model.layers=2"]
+train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp|fsdp] [ARGS="seed=1 model.net.layers=2"]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make train EXP=chimera_lrgb; make list shows all.'; exit 1; }
 	$(RUN_PYTHON) train.py $(filter -%,$(ARGS)) experiment=$(EXP) scale=$(SCALE) trainer=$(TRAINER) $(filter-out -%,$(ARGS))
 

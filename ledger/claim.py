@@ -522,7 +522,7 @@ class Planner:
                         f"trainer={self.trainer}",
                         f"experiment_name={experiment}",
                         "compare=null",
-                        "callbacks.pictures=null",
+                        "++callbacks.pictures=null",
                         "+callbacks.progress.refresh_rate=0",
                     ],
                 )

@@ -102,7 +102,7 @@ class Penalty(Protocol):
 
 
 class LitModule(L.LightningModule):
-    """Trains `self.net`, which a subclass sets, on a task.
+    """Trains a network on a task.
 
     `self(batch)`, here `self.net(batch)`, is the prediction that the task scores. Logged:
     train/loss, train/grad_norm and, for validation and test, loss and the task's scores as
@@ -110,19 +110,22 @@ class LitModule(L.LightningModule):
 
     Args:
         task: what is predicted, its loss and its metrics.
+        net: maps a batch to the prediction.
         optimisation: optimiser and schedule.
         compile: torch.compile the network with dynamic shapes.
     """
 
-    net: nn.Module
     penalty: Penalty | None = None
 
-    def __init__(self, task: Task, optimisation: Optimisation, *, compile: bool = False):
+    def __init__(
+        self, task: Task, net: nn.Module, optimisation: Optimisation, *, compile: bool = False
+    ):
         super().__init__()
         self.task, self.optimisation, self.compile_net = task, optimisation, compile
         self.val_metrics, self.test_metrics = task.metrics(), task.metrics()
         # Not by `log`: Lightning rounds the mean number of a process's samples down.
         self.mean_loss = MeanMetric(nan_strategy="disable")
+        self.net = net
 
     def forward(self, batch: Any) -> Tensor:
         return self.net(batch)

@@ -36,7 +36,7 @@ def test_unknown_setting(tmp_path):
 
 
 def test_a_shape_that_does_not_fit(tmp_path):
-    text = sentence_of(train_here, tmp_path, "chimera_lrgb", "model.heads=3")
+    text = sentence_of(train_here, tmp_path, "chimera_lrgb", "model.net.heads=3")
     assert "width 16 must be a multiple of heads 3" in text
 
 

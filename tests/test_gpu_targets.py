@@ -34,7 +34,7 @@ TEN_STEPS = (
     "trainer.limit_train_batches=null",
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=1",
-    "model.dropout=0.2",
+    "model.net.dropout=0.2",
     "callbacks.last.every_n_train_steps=3",
 )
 LINGER = "+callbacks.linger={_target_: tests.test_gpu_targets.LingerAt, step: 7}"

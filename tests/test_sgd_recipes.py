@@ -36,7 +36,7 @@ def test_batches_steps_and_network_of_a_cell(cell, method):
     cfg = of_cell(cell, method)
     network, data = cell.split("_")
     kind, normed = NETWORKS[network]
-    encoder = instantiate(cfg.model.encoder)
+    encoder = instantiate(cfg.model.net.encoder)
     assert isinstance(encoder, kind)
     assert bool([*encoder.buffers()]) is normed
     assert f"cifar{cfg.data.classes}" == data

@@ -28,7 +28,7 @@ TEN_STEPS = (
     "trainer.limit_train_batches=null",
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=1",
-    "model.dropout=0.2",
+    "model.net.dropout=0.2",
     "callbacks.last.every_n_train_steps=3",
 )
 KILL = "+callbacks.kill={_target_: tests.interruptions.KillAt, step: STEP}"
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
 def test_load_run_gives_the_selected_model_back(finished):
     model = runs.load_run(finished)
     checkpoint = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
-    assert type(model).__name__ == "LitChimeraGraph"
+    assert type(model.net).__name__ == "ChimeraGraph"
     assert not model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, checkpoint["state_dict"][name])

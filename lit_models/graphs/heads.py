@@ -1,23 +1,18 @@
-"""From node vectors to what a task asks for: one vector a graph, a node, or a pair of nodes."""
+"""From node vectors to what a task asks for: one vector a graph, a node, or a pair of nodes.
+
+A data configuration names the head beside its task. The graph and the node head are those that the
+Chimera paper uses.
+"""
 
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import global_mean_pool
 
-from lit_models.graphs.tasks import Level
-
-
-def make_head(level: Level, width: int, num_outputs: int, dropout: float) -> nn.Module:
-    """The readout the Chimera paper uses at each level; `num_outputs` is the task's."""
-    if level == "graph":
-        return GraphHead(width, num_outputs, dropout)
-    return NodeHead(width, num_outputs, dropout)
-
 
 class GraphHead(nn.Module):
     """Mean over the nodes, then a residual MLP: [N, width] → [G, out]."""
 
-    def __init__(self, width: int, num_outputs: int, dropout: float):
+    def __init__(self, width: int, num_outputs: int, dropout: float = 0.0):
         super().__init__()
         self.mlp = ResidualMLP(width, num_outputs, dropout)
 
@@ -50,7 +45,7 @@ class NodeHead(nn.Module):
     For pairs the outputs are vectors whose inner product is the pair's logit.
     """
 
-    def __init__(self, width: int, num_outputs: int, dropout: float):
+    def __init__(self, width: int, num_outputs: int, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, num_outputs)
@@ -58,3 +53,14 @@ class NodeHead(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.layers(x)
+
+
+class LinearNodeHead(nn.Module):
+    """A linear map of every node's vector, so that message passing alone is measured."""
+
+    def __init__(self, width: int, num_outputs: int):
+        super().__init__()
+        self.out = nn.Linear(width, num_outputs)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.out(x)

@@ -31,7 +31,7 @@ class MambaScanMixer(ChainMixer):
     ) -> Float[Tensor, "N H P"]:
         if not v.is_cuda:
             raise ValueError(
-                "mamba-ssm's kernels need a GPU: take image_encoder@model.encoder=scan, which "
+                "mamba-ssm's kernels need a GPU: take image_encoder@model.net.encoder=scan, which "
                 "gives the same."
             )
         scan = mamba_module("ops.triton.ssd_combined").mamba_chunk_scan_combined

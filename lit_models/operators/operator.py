@@ -112,10 +112,10 @@ class LitOperator(LitModule):
                 "model.residual=false."
             )
         task = Forecast() if inputs is None else SteadySolution()
-        super().__init__(task, optimisation, compile=compile)
         if resolution is not None:
             net = AtResolution(net, resolution, periodic=periodic)
-        self.net, self.channels, self.inputs = net, channels, inputs
+        super().__init__(task, net, optimisation, compile=compile)
+        self.channels, self.inputs = channels, inputs
         self.mode, self.noise, self.residual = training, noise, residual
         self.states = Normalisation(channels)
         self.given = self.states if inputs is None else Normalisation(inputs)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_models.images.chimera import ChimeraImage
-from lit_models.images.classifier import ImageClassifierNet
+from lit_models.images.classifier import ImageClassifier
 from lit_models.images.encoder import ImageEncoder
 from lit_models.images.scan import MambaScanImage, ScanImage
 from lit_models.images.vit import ViT
@@ -76,7 +76,7 @@ def test_training_step_at_paper_size(green, record):
     label = torch.randint(CLASSES, (BATCH,), device=DEVICE)
 
     def step(encoder: ImageEncoder) -> Callable[[], None]:
-        net = ImageClassifierNet(encoder, CLASSES).to(DEVICE)
+        net = ImageClassifier(encoder, CLASSES).to(DEVICE)
 
         def run() -> None:
             net.zero_grad()

@@ -19,7 +19,7 @@ def test_every_arm_runs_in_every_case_with_every_seed_and_value(small):
         if run.chosen == {"model.optimisation.lr": 1e-2}
     ]
     cfg = run.config
-    assert (cfg.model.width, cfg.model.dropout, cfg.trainer.max_epochs) == (4, 0.1, 2)
+    assert (cfg.model.net.width, cfg.model.net.dropout, cfg.trainer.max_epochs) == (4, 0.1, 2)
     assert (cfg.seed, cfg.data.shuffle_seed, cfg.model.optimisation.lr) == (1, 1, 1e-2)
     assert cfg.compare is None
     assert run.label == "narrow · training long · lr 0.01 · seed 1"
@@ -33,7 +33,7 @@ def test_what_is_selected_of_a_study_is_told():
 
 def test_tuning_has_seeds_of_its_own_and_leaves_the_test_split_alone(small):
     runs = Planner(small).tuning_runs()
-    assert [(run.arm, run.chosen["callbacks.ema.decay"]) for run in runs] == [
+    assert [(run.arm, run.chosen["callbacks.averaging.decay"]) for run in runs] == [
         ("wide", 0.5),
         ("wide", 0.9),
         ("narrow", 0.5),
@@ -45,11 +45,11 @@ def test_tuning_has_seeds_of_its_own_and_leaves_the_test_split_alone(small):
 
 
 def test_an_arm_may_have_more_to_tune(small):
-    small.arms["wide"].grid["model.dropout"] = [0.0, 0.1]
+    small.arms["wide"].grid["model.net.dropout"] = [0.0, 0.1]
     runs = Planner(small).tuning_runs()
     assert [run.arm for run in runs] == ["wide"] * 4 + ["narrow"] * 2
-    assert [run.chosen["model.dropout"] for run in runs[:4]] == [0.0, 0.1] * 2
-    assert "model.dropout" not in runs[-1].chosen
+    assert [run.chosen["model.net.dropout"] for run in runs[:4]] == [0.0, 0.1] * 2
+    assert "model.net.dropout" not in runs[-1].chosen
     small.tune.grid.clear()
     assert {run.arm for run in Planner(small).tuning_runs()} == {"wide"}, "nothing else to tune"
 
@@ -68,13 +68,15 @@ def test_a_key_is_of_the_config_and_not_of_the_machine(small):
 def test_overrides_may_refer_to_the_run_and_to_the_scale(claims, tmp_path):
     text = SMALL.replace("CACHE", str(tmp_path / "data"))
     text = text.replace("seeds: [0, 1]", "seeds: ${by_scale:{smoke:[3], demo:[0, 1], paper:[0]}}")
-    text = text.replace("model.width: 16", "model.width: '${by_scale:{smoke:6,demo:7,paper:8}}'")
+    text = text.replace(
+        "model.net.width: 16", "model.net.width: '${by_scale:{smoke:6,demo:7,paper:8}}'"
+    )
     text = text.replace("[1e-3, 1e-2]", "['${data.batch_size}']")
     write_claim(claims, text)
     claim = load_claim("small", "smoke")
     assert claim.seeds == (3,)
     run = Planner(claim).test_runs(claim.seeds)[0]
-    assert run.config.model.width == 6
+    assert run.config.model.net.width == 6
     assert run.config.model.optimisation.lr == run.config.data.batch_size
     assert run.chosen == {"model.optimisation.lr": run.config.data.batch_size}
 
@@ -117,10 +119,8 @@ def test_a_claim_takes_overrides_and_arms_of_another_by_its_name(claims, small):
 @pytest.mark.parametrize(("lender", "said"), [("large", "choose one of"), ("other", "wide")])
 def test_what_no_claim_lends_is_one_sentence(claims, lender, said):
     write_claim(claims, SMALL.replace("wide: {", "broad: {"), "other")
-    old = (
-        "wide: {experiment: baseline_atoms, overrides: {model.width: 16, callbacks.ema.decay: 0.5}}"
-    )
-    write_claim(claims, SMALL.replace(old, f"wide: {lender}"))
+    begin, end = SMALL.index("wide: {"), SMALL.index("  narrow:")
+    write_claim(claims, f"{SMALL[:begin]}wide: {lender}\n{SMALL[end:]}")
     with pytest.raises(UserError, match=said):
         load_claim("small", "smoke")
 

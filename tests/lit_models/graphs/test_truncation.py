@@ -21,7 +21,7 @@ FIVE_STEPS = (
     "data.batch_size=4",
     "trainer.limit_train_batches=5",
     "trainer.log_every_n_steps=1",
-    "model.dropout=0.2",
+    "model.net.dropout=0.2",
     "callbacks.last.every_n_train_steps=3",
 )
 
