@@ -32,11 +32,22 @@ RUN_DIR_VARIABLE = "RESOLVENT_RUN_DIR"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
-def by_scale(values: DictConfig, *, _root_: DictConfig) -> object:
-    """Config resolver: the value for the chosen scale, `${by_scale:{smoke:1, demo:2, paper:3}}`."""
+def by_scale(values: dict[str, object], *, _root_: DictConfig) -> object:
+    """Config resolver: the value for the chosen scale, `${by_scale:{smoke:1, demo:2, paper:3}}`.
+
+    A scale that is left out has demo's value.
+
+    Raises:
+        UserError: there is no such scale, or the values have none for demo.
+    """
     if _root_.scale not in SCALES:
         raise UserError(f"scale must be one of {', '.join(SCALES)}, got {_root_.scale!r}.")
-    return values[_root_.scale]
+    if "demo" not in values or not set(values) <= set(SCALES):
+        raise UserError(
+            f"by_scale takes a value for demo and, where theirs differ, for smoke and paper, got "
+            f"{', '.join(map(str, values))}: correct the names of the scales in the config."
+        )
+    return values.get(_root_.scale, values["demo"])
 
 
 OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)

@@ -46,16 +46,15 @@ def test_planted_faults_still_fit_the_code():
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_an_experiment_is_short_and_has_a_header(path):
-    assert len(path.read_text().splitlines()) <= 40
+def test_an_experiment_has_a_header(path):
     facts = header(path)
     assert f"EXP={path.stem}" in facts["command"]
 
 
 @pytest.mark.parametrize("path", sorted(CLAIMS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_a_claim_is_short_and_names_its_command(path):
+def test_a_claim_has_lines_that_a_screen_holds_and_names_its_command(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= 40
+    assert [line for line in lines if len(line) > 100] == []
     assert lines[0] == f"# make reproduce CLAIM={path.stem}"
 
 
