@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from kernels.resolvent import GridDag, grid_dags
+from kernels.grid import GridDag, grid_dags
 from lit_models.callbacks.cadence import is_due
 from lit_models.callbacks.truncation import untouched
 from lit_models.chimera_image import ChimeraGridMixer

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import shortest_path
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data, Dataset
 
-from kernels import AddPlan, resolvent
+from kernels.resolvent import AddPlan, resolvent
 from lit_models.chimera_graph import ChimeraLayer, checked_resolvent
 
 TOLERANCE = 1e-6

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from kernels import resolvent
+from kernels.resolvent import resolvent
 from lit_models.chimera_graph import (
     ChimeraLayer,
     Deltas,

@@ -5,8 +5,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch_geometric.data import Batch
 
-from kernels import AddPlan
-from kernels.resolvent import resolvent_reference
+from kernels.resolvent import AddPlan, resolvent_reference
 from lit_models.callbacks.truncation import (
     LiveLayer,
     fixed_batch,

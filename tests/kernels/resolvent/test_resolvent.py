@@ -10,8 +10,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data import Batch, Data
 
-from kernels import resolvent, resolvent_matrix
-from kernels.resolvent import AddElimination, eliminate, make_plan, neumann_error, plan_of, spec
+from kernels.resolvent import (
+    AddElimination,
+    eliminate,
+    make_plan,
+    neumann_error,
+    plan_of,
+    ragged,
+    resolvent,
+    resolvent_matrix,
+    spec,
+    torch_backend,
+)
 from kernels.resolvent.spec import RESOLVENT
 from tests.graphs import edge_index
 from tests.kernels.comparing import (
@@ -25,7 +35,7 @@ from tests.kernels.comparing import (
 variants = pytest.mark.parametrize("options", RESOLVENT.variants.values(), ids=RESOLVENT.variants)
 
 
-@everywhere("variants")
+@everywhere(RESOLVENT, "variants")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_values_and_gradients_equal_the_reference(case, dtype, options):
     slow_decay = case is RESOLVENT.cases["slow decay"]
@@ -226,8 +236,7 @@ def test_large_graphs_need_64_bit_keys():
 def test_the_state_form_in_parts_equals_the_whole(monkeypatch):
     inputs = RESOLVENT.cases["tree"](torch.float64, 0)
     whole = with_gradients(resolvent, inputs, form="state")
-    backend = sys.modules["kernels.resolvent.torch_backend"]
-    monkeypatch.setattr(backend, "STATE_NUMBERS", 3 * 64 * 3)
+    monkeypatch.setattr(torch_backend, "STATE_NUMBERS", 3 * 64 * 3)
     for name, value in with_gradients(resolvent, inputs, form="state").items():
         torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-12)
 
@@ -236,7 +245,7 @@ def test_the_state_form_in_parts_equals_the_whole(monkeypatch):
 def test_graphs_of_one_stack_or_of_many(options, monkeypatch):
     inputs = RESOLVENT.cases["batch"](torch.float64, 0)
     whole = with_gradients(resolvent, inputs, **options)
-    monkeypatch.setattr(sys.modules["kernels.resolvent.ragged"], "MOST_PADDING", 200)
+    monkeypatch.setattr(ragged, "MOST_PADDING", 200)
     plan = make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
     assert [stack.graphs for stack in plan.stacks] == [1, 1, 3, 2]
     for name, value in with_gradients(resolvent, inputs, **options).items():
@@ -330,5 +339,5 @@ def test_an_elimination_of_other_graphs_is_refused():
 
 
 def test_import_without_triton():
-    code = "import sys; sys.modules['triton'] = None; import kernels, lit_models.chimera_graph"
+    code = "import sys; sys.modules['triton'] = None; import lit_models.chimera_graph"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
