@@ -358,8 +358,8 @@ FAULTS = [
         (
             "a weight's gradient not brought back",
             "_totals_of_edges",
-            "factor[u] / factor[v] * ",
-            "",
+            "factor[u] / factor[v] * total_of(load_vector(x, (2 * u + 1) * LANES))",
+            "total_of(load_vector(x, (2 * u + 1) * LANES))",
         ),
         ("pairs of another DAG", "mask", "group[d] * kernel.shape[1] + image", "image"),
     ),
@@ -480,7 +480,7 @@ FAULTS = [
         ("a conjugate forgotten, kernel", "product_kernel", "-A_im if CONJ_A else A_im", "A_im"),
     ),
     *faults_of(
-        "kernels/spectral_conv/triton_backend/convolution.py",
+        "kernels/spectral_conv/triton_backend/passes.py",
         ("adjoint of the weights not conjugate", "_mix", "conj_B=adjoint", "conj_B=False"),
         (
             "a skip's adjoint of what leaves the GELU",
