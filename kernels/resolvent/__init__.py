@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.backends import Backend, can_be_checked, choose_backend, log_choice
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.elimination import Elimination, eliminate
-from kernels.resolvent.neumann import neumann_error, neumann_form
+from kernels.resolvent.neumann import neumann_form
 from kernels.resolvent.plan import Plan, check_edges, make_plan
 from kernels.resolvent.ragged import Ragged
 from kernels.resolvent.reference import resolvent_matrix, resolvent_reference
@@ -26,7 +26,6 @@ __all__ = [
     "check_terms",
     "eliminate",
     "make_plan",
-    "neumann_error",
     "plan_of",
     "resolvent",
     "resolvent_matrix",
@@ -74,7 +73,7 @@ def resolvent(
             graphs are chains, or DAGs of grids, `kernels.chain` and `kernels.grid` are faster.
         mode: `exact` solves the system by a sparse LU; `dag` does so in one sweep, for graphs
             without cycles; `neumann` sums the first `terms` powers A⁰ … A^(terms−1) by doubling,
-            the relaxation of the paper (accurate only if A^terms is small, see `neumann_error`).
+            the relaxation of the paper (accurate only if A^terms is small).
         terms: number of summed powers, a power of two; only with `neumann`. The paper takes the
             graph's diameter.
         form: `row` computes L and multiplies, fast on graphs of some hundred nodes; `state` solves

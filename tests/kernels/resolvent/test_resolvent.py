@@ -14,7 +14,6 @@ from kernels.resolvent import (
     AddElimination,
     eliminate,
     make_plan,
-    neumann_error,
     plan_of,
     ragged,
     resolvent,
@@ -172,7 +171,7 @@ def test_a_dag_is_solved_in_one_sweep():
         resolvent(**RESOLVENT.cases["cycle"](torch.float32, 0), mode="dag")
 
 
-def test_neumann_sums_the_stated_terms_and_bounds_its_error():
+def test_neumann_sums_the_stated_terms_and_comes_close_with_many():
     inputs = RESOLVENT.cases["general"](torch.float64, 0)
     matrix = (inputs["edge_index"], inputs["edge_weight"], 40)
     exact = resolvent_matrix(*matrix)
@@ -183,9 +182,7 @@ def test_neumann_sums_the_stated_terms_and_bounds_its_error():
         torch.testing.assert_close(y, textbook, rtol=1e-12, atol=1e-12)
         missing = exact - resolvent_matrix(*matrix, terms=terms)
         error = missing.abs().sum(1).amax(1) / exact.abs().sum(1).amax(1)
-        bound = neumann_error(*matrix, terms=terms)
-        assert (error <= bound + 1e-15).all()
-        errors.append(float(bound.max()))
+        errors.append(float(error.max()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.05 < errors[0]
 
