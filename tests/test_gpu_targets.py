@@ -118,7 +118,7 @@ def test_a_bundle_that_is_too_large_names_its_largest_files(bundle, tmp_path):
 
 def test_tests_that_have_passed_are_not_run_again(bundle, tmp_path, monkeypatch):
     tree = unpack(bundle, tmp_path)
-    for path in (tree / "tests/kernels").glob("test_*.py"):
+    for path in (tree / "tests/kernels").rglob("test_*.py"):
         path.unlink()
     tests = "def test_one(): pass\ndef test_two(): pass\ndef test_three(): assert False\n"
     (tree / "tests/kernels/test_all.py").write_text(tests)

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.resolvent.decaying_chains import DecayingChain
-from kernels.resolvent.peers import mamba_module
+from kernels.chain import DecayingChain
+from kernels.chain.peers import mamba_module
 from lit_models.images.encoder import MixerEncoder
 from lit_models.layers.chain_mixer import ChainMixer
 from lit_models.layers.sentences import Sentences

@@ -18,7 +18,7 @@ from tests.kernels.comparing import DEVICE
 pytestmark = pytest.mark.timeout(1800)
 
 GREEN = ("lit_models/images/test_chimera.py", "lit_models/images/test_encoder.py")
-GREEN += ("kernels/test_grid_dags.py",)
+GREEN += ("kernels/grid/test_grid_dags.py",)
 IMAGES = {14: 16, 28: 4, 40: 2, 56: 1} if DEVICE == "cpu" else {14: 128, 28: 32, 40: 16, 56: 8}
 # Two mixing layers stand for attention and its feed-forward network.
 LAYERS = {

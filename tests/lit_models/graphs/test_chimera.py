@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from kernels import resolvent
+from kernels.resolvent import resolvent
 from lit_models.graphs.chimera import ChimeraGraph, ChimeraLayer
 from lit_models.graphs.tasks import MultilabelClassification
 from lit_models.layers.delta import delta_bias_init

@@ -5,8 +5,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch_geometric.data import Batch
 
-from kernels import AddPlan
-from kernels.resolvent import resolvent_reference
+from kernels.resolvent import AddPlan, resolvent_reference
 from lit_models.callbacks.untouched import untouched
 from lit_models.graphs.chimera import ChimeraLayer
 from lit_models.graphs.truncation import LiveLayer, fixed_batch, fixed_noise, terms_above_diameter

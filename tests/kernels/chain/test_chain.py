@@ -1,10 +1,12 @@
-"""kernels.resolvent.chain against hand computation, the float64 reference, and itself."""
+"""kernels.chain against hand computation, the float64 reference, and itself."""
 
 import pytest
 import torch
 
+from kernels.chain import ChainPlan, chain_resolvent
+from kernels.chain.spec import CHAIN
 from kernels.resolvent import resolvent_reference
-from kernels.resolvent.chain import ChainPlan, bidirectional_chain, chain_resolvent
+from tests.kernels.comparing import assert_equals_the_reference, everywhere
 
 H, S, P = 2, 4, 3
 RAGGED = (5, 1, 0, 9, 5, 2)
@@ -45,6 +47,14 @@ def test_three_nodes_by_hand():
     y = chain_resolvent(weight, B, C, torch.tensor([1.0, 10.0, 100.0]).reshape(3, 1, 1))
     by_hand = [1 * 1, a * 1 + 2 * 10, 2 * (a * b * 1 + b * 2 * 10 + 3 * 100)]
     torch.testing.assert_close(y.flatten(), torch.tensor(by_hand))
+
+
+@everywhere(CHAIN, "variants")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_every_case_equals_the_reference(case, options, dtype):
+    # bfloat16 is computed in float32; its results are rounded, its inputs are not.
+    tolerance = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 1e-2}[dtype]
+    assert_equals_the_reference(CHAIN, case, dtype, tolerance, **options, backend="torch")
 
 
 @pytest.mark.parametrize("chunk", [None, 5, 64])
@@ -160,42 +170,6 @@ def test_low_precision_inputs_are_computed_in_float32(dtype):
     torch.testing.assert_close(y.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
 
 
-def test_bidirectional_sums_both_directions():
-    sizes = (70, 3)
-    weight, B, C, V = random_inputs(73)
-    other = random_inputs(73)
-    plan = ChainPlan.of(torch.tensor([0, 70, 73]))
-    shared = bidirectional_chain(weight, other[0], B, C, V, plan=plan)
-    separate = bidirectional_chain(
-        weight, other[0], (B, other[1]), (C, other[2]), (V, other[3]), plan=plan
-    )
-    forward = reference(sizes, weight, B, C, V)
-    assert_same(shared, forward + reference(sizes, other[0], B, C, V, reverse=True))
-    assert_same(separate, forward + reference(sizes, *other, reverse=True))
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_plan_takes_edges_in_any_order(reverse):
-    plan = ChainPlan.of(torch.tensor([0, *RAGGED]).cumsum(0), reverse=reverse)
-    edges = chain_edges(RAGGED, reverse)
-    edges = torch.cat([edges, edges[:, :3]], dim=1)[:, torch.randperm(edges.shape[1] + 3)]
-    _, *BCV = random_inputs(sum(RAGGED))
-    weight = torch.randn(edges.shape[1], H, dtype=torch.float64, requires_grad=True)
-    y = plan.resolvent(edges, weight, *BCV)
-    ptr = torch.tensor([0, *RAGGED]).cumsum(0)
-    exact = resolvent_reference(edges, weight, *BCV, ptr=ptr, terms=None)
-    assert_same(y, exact)
-    mine, theirs = (torch.autograd.grad(z.square().sum(), weight)[0] for z in (y, exact))
-    assert_same(mine, theirs)
-
-
-@pytest.mark.parametrize("edge", [(1, 0), (0, 2), (0, 0), (4, 5), (-1, 0), (21, 22), (30, 31)])
-def test_a_plan_names_the_edge_that_is_none_of_its_own(edge):
-    edges = torch.cat([chain_edges(RAGGED), torch.tensor([edge]).T], dim=1)
-    with pytest.raises(ValueError, match=f"Edge {edge[0]} → {edge[1]} is no edge of a chain"):
-        ChainPlan(RAGGED).weights(edges, torch.ones(edges.shape[1], H))
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -210,8 +184,3 @@ def test_errors_say_what_to_do(change, sentence):
     # The shape annotations, checked while testing, would speak first.
     with pytest.raises(ValueError, match=sentence):
         chain_resolvent.__wrapped__(**arguments)
-
-
-def test_a_plan_needs_a_rising_ptr():
-    with pytest.raises(ValueError, match="ptr must rise from 0"):
-        ChainPlan.of(torch.tensor([0, 5, 3]))

@@ -1,100 +1,67 @@
-"""The Triton kernels against the float64 reference: on a GPU, else interpreted, and compiled."""
+"""The resolvent's Triton kernels against its reference: on a GPU, else interpreted; compiled."""
 
-from functools import partial
-from pathlib import Path
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from kernels import resolvent
-from kernels.resolvent import (
-    AddPlan,
-    ChainPlan,
-    GridDag,
-    bidirectional_chain,
-    grid_dags,
-    make_plan,
-    plan_of,
-    spec,
-    triton_backend,
-)
-from kernels.resolvent.chain import chain_resolvent
-from kernels.resolvent.grid import grid_resolvent
-from kernels.resolvent.schedule import make_schedule, schedule_of
-from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
+from kernels.resolvent import AddPlan, make_plan, plan_of, resolvent, spec, triton_backend
+from kernels.resolvent.scheduling import make_schedule, scheduled
+from kernels.resolvent.spec import RESOLVENT
 from tests.kernels.comparing import (
     DEVICE,
+    MOST_NODES,
+    TOLERANCE,
     assert_a_cuda_graph_replays_a_step,
     assert_close_by_rows,
+    assert_compiled_equals_eager,
+    assert_equals_the_reference,
+    assert_no_atomics,
     assert_no_step_waits_for_the_gpu,
+    assert_repeats_are_equal_bit_by_bit,
     everywhere,
     in_float64,
+    in_low_precision,
+    needs_gpu,
     on_device,
     outside,
+    products_in_tf32,
     with_gradients,
 )
 
-# The interpreter takes about a quarter of a millisecond for every access of every program.
-MOST_NODES = None if DEVICE == "cuda" else 130
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+in_every_variant = everywhere(RESOLVENT, "gpu_variants", only=("batch",))
 forms = pytest.mark.parametrize(
     "form", [triton_backend.row_form, triton_backend.state_form], ids=["row", "state"]
 )
 
 
-def assert_equals_the_reference(case, dtype: torch.dtype, tolerance: float, **options) -> None:
-    inputs = case(dtype, 0)
-    got = with_gradients(resolvent, on_device(inputs), **options)
-    want = with_gradients(RESOLVENT.reference, in_float64(inputs))
-    for name, value in got.items():
-        assert value.dtype == dtype
-        assert_close_by_rows(value, want[name], tolerance)
-
-
-@everywhere("gpu_variants", MOST_NODES)
+@everywhere(RESOLVENT, "gpu_variants", MOST_NODES)
 def test_values_and_gradients_equal_the_reference(case, options):
     ill_conditioned = 50 if case is RESOLVENT.cases["slow decay"] else 1
     tolerance = TOLERANCE[torch.float32] * ill_conditioned
-    assert_equals_the_reference(case, torch.float32, tolerance, **options)
-
-
-FEW = ((RESOLVENT, "batch"), (CHAIN, "chains"), (GRID, "from the top left"))
-in_every_variant = pytest.mark.parametrize(
-    ("case", "options"),
-    [
-        pytest.param(op.cases[case], options, id=f"{case}-{variant}")
-        for op, case in FEW
-        for variant, options in op.gpu_variants.items()
-    ],
-)
+    assert_equals_the_reference(RESOLVENT, case, torch.float32, tolerance, **options)
 
 
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_every_variant
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=needs_gpu)], ids=str
-)
+@in_low_precision
 def test_low_precision(case, options, dtype):
-    assert_equals_the_reference(case, dtype, TOLERANCE[dtype], **options)
+    assert_equals_the_reference(RESOLVENT, case, dtype, TOLERANCE[dtype], **options)
 
 
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_every_variant
 def test_tf32(case, options):
-    torch.set_float32_matmul_precision("high")
-    try:
-        assert_equals_the_reference(case, torch.float32, 2e-2, **options)
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    with products_in_tf32():
+        assert_equals_the_reference(RESOLVENT, case, torch.float32, 2e-2, **options)
 
 
 def planned(case: str, front: int | None = None, **options) -> dict:
     """Inputs of a case with the schedule of its plan instead of ptr."""
     inputs = RESOLVENT.cases[case](torch.float32, 0)
     plan = make_plan(inputs["edge_index"], len(inputs["V"]), inputs.pop("ptr"), **options)
-    schedule = schedule_of(plan) if front is None else make_schedule(plan, front)
+    schedule = scheduled(plan).schedule if front is None else make_schedule(plan, front)
     return on_device(inputs) | {"schedule": schedule.to(DEVICE)}
 
 
@@ -113,11 +80,10 @@ def test_a_front_of_several_large_tiles():
     case = spec.one(spec.superpixels, 90)
     inputs = case(torch.float32, 0)
     plan = make_plan(inputs["edge_index"], 90)
-    plan.schedule = make_schedule(plan, 128).to(DEVICE)
+    plan = replace(plan, schedule=make_schedule(plan, 128).to(DEVICE))
     assert (plan.schedule.tile, plan.schedule.tiles, plan.schedule.levels) == (32, 3, 0)
-    assert_equals_the_reference(
-        case, torch.float32, TOLERANCE[torch.float32], plan=plan, form="row", backend="triton"
-    )
+    options = {"plan": plan, "form": "row", "backend": "triton"}
+    assert_equals_the_reference(RESOLVENT, case, torch.float32, TOLERANCE[torch.float32], **options)
 
 
 @forms
@@ -132,15 +98,7 @@ def test_a_scan_of_a_dag_takes_one_sweep(form):
 
 @in_every_variant
 def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case, options):
-    inputs = on_device(case(torch.float32, 0))
-    first = with_gradients(resolvent, inputs, **options)
-    torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with NaN
-    try:
-        second = with_gradients(resolvent, inputs, **options)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for name, value in first.items():
-        assert torch.equal(value, second[name])
+    assert_repeats_are_equal_bit_by_bit(resolvent, on_device(case(torch.float32, 0)), options)
 
 
 @pytest.mark.parametrize("options", RESOLVENT.gpu_variants.values(), ids=RESOLVENT.gpu_variants)
@@ -160,68 +118,6 @@ def test_nan_stays_in_its_graph(options):
         assert torch.equal(value[others], want[name][others])
 
 
-def assert_same_by_torch(function, inputs: list[torch.Tensor], unread: list[torch.Tensor]) -> None:
-    """Triton's values and gradients are the torch backend's; `unread` masks may hold anything.
-
-    Args:
-        function: of the inputs and a backend.
-        inputs: in float64; the first of them are weights.
-        unread: bool, where a weight enters nothing, for each of the weights.
-    """
-    spoilt = [x.float() for x in inputs]
-    exact = [x.double() for x in spoilt]
-    for weight, mask in zip(spoilt, unread):
-        weight[mask] = float("nan")
-    results = {}
-    for backend, given in (("torch", exact), ("triton", spoilt)):
-        leaves = [x.to(DEVICE).requires_grad_() for x in given]
-        y = function(*leaves, backend=backend)
-        cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
-        results[backend] = [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
-    for got, want in zip(results["triton"], results["torch"], strict=True):
-        assert_close_by_rows(got, want, TOLERANCE[torch.float32])
-    for got, mask in zip(results["triton"][1:], unread):
-        assert not got.cpu()[mask].any()
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_nothing_enters_a_chain(reverse):
-    plan = ChainPlan((5, 0, 70, 1), reverse)
-    weight, V = 2 * torch.rand(76, 2).double() - 1, torch.randn(76, 2, 20).double()
-    unread = torch.zeros(76, 2, dtype=torch.bool)
-    unread[[4, 74, 75] if reverse else [0, 5, 75]] = True
-    inputs = [weight, *torch.randn(2, 76, 5).double(), V]
-    assert_same_by_torch(partial(chain_resolvent, plan=plan), inputs, [unread])
-
-
-def test_nothing_enters_an_image():
-    left, top = 2 * torch.rand(2, 2, 3, 17, 2).double() - 1
-    unread = torch.zeros(2, 2, 3, 17, 2, dtype=torch.bool)
-    unread[0, :, :, 0] = unread[1, :, 0] = True
-    inputs = [
-        left,
-        top,
-        *torch.randn(2, 2, 3, 17, 5).double(),
-        torch.randn(2, 3, 17, 2, 20).double(),
-    ]
-    assert_same_by_torch(grid_resolvent, inputs, [*unread])
-
-
-def test_sums_of_directions():
-    weights = torch.rand(2, 40, 2).double()
-    nodes = [*torch.randn(2, 40, 4).double(), torch.randn(40, 2, 3).double()]
-    assert_same_by_torch(bidirectional_chain, [*weights, *nodes], [])
-    weights = torch.rand(6, 1, 3, 4, 2).double() / 2
-    nodes = [*torch.randn(4, 1, 3, 4, 4).double(), torch.randn(1, 3, 4, 2, 3).double()]
-    assert_same_by_torch(two_corners, [*weights, *nodes], [])
-
-
-def two_corners(*inputs: torch.Tensor, backend: str) -> torch.Tensor:
-    """DAGs from the top right and the bottom left, whose tensors alternate before V."""
-    dags = [GridDag(*inputs[i:-1:2], root) for i, root in enumerate(("top right", "bottom left"))]
-    return grid_dags(dags, inputs[-1], backend=backend)
-
-
 def test_a_gradient_that_is_one_number_seen_everywhere():
     """As `sum().backward()` gives it, without any memory of its own."""
     inputs = on_device(RESOLVENT.cases["hub"](torch.float32, 0))
@@ -234,12 +130,10 @@ def test_a_gradient_that_is_one_number_seen_everywhere():
 
 
 def with_plan(case) -> dict:
-    """Inputs of a case with a plan that is ready for the kernels, its own or one of its graphs."""
+    """Inputs of a case with a plan that is ready for the kernels."""
     inputs = on_device(case(torch.float32, 0))
-    if "plan" not in inputs:
-        inputs["plan"] = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
-        schedule_of(inputs["plan"])
-    return inputs
+    plan = make_plan(inputs["edge_index"], len(inputs["V"]), inputs["ptr"])
+    return inputs | {"plan": scheduled(plan)}
 
 
 @pytest.mark.usefixtures("_no_shape_checks")
@@ -247,11 +141,7 @@ def with_plan(case) -> dict:
 @pytest.mark.parametrize("chosen", [False, True], ids=["", "form chosen"])
 def test_compiled_equals_eager_in_one_graph(case, options, chosen):
     options = {k: v for k, v in options.items() if not chosen or k != "form"}
-    inputs = with_plan(case)
-    compiled = torch.compile(resolvent, fullgraph=True, backend="aot_eager")
-    want = with_gradients(resolvent, inputs, **options)
-    for name, value in with_gradients(compiled, inputs, **options).items():
-        assert torch.equal(value, want[name])
+    assert_compiled_equals_eager(resolvent, with_plan(case), options)
 
 
 @forms
@@ -270,6 +160,17 @@ def test_what_the_kernels_cannot_do_is_refused():
             resolvent(**inputs, backend="triton", **change)
 
 
+def test_a_plan_is_laid_out_once_and_stays_as_it_was_made():
+    inputs = RESOLVENT.cases["tree"](torch.float32, 0)
+    plan = make_plan(inputs["edge_index"], 64)
+    laid_out = scheduled(plan, torch.device("meta"))
+    assert scheduled(plan, torch.device("meta")) is laid_out
+    assert scheduled(laid_out, torch.device("meta")) is laid_out
+    assert plan.schedule is None
+    with pytest.raises(FrozenInstanceError):
+        plan.schedule = laid_out.schedule
+
+
 def test_a_plan_moves_with_its_batch():
     """Made where the batch is loaded; what it has there stays there."""
     inputs = RESOLVENT.cases["tree"](torch.float32, 0)
@@ -286,9 +187,10 @@ def test_a_plan_moves_with_its_batch():
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
 def test_kernels_on_a_cpu_say_what_to_do():
-    code = "import torch, kernels; w = torch.zeros(0, 1); x = torch.ones(1, 1);"
+    code = "import torch; from kernels.resolvent import resolvent;"
+    code += " w = torch.zeros(0, 1); x = torch.ones(1, 1);"
     code += " e = torch.zeros(2, 0, dtype=torch.int64);"
-    code += " kernels.resolvent(e, w, x, x, x[None], backend='triton')"
+    code += " resolvent(e, w, x, x, x[None], backend='triton')"
     assert "set TRITON_INTERPRET=1 before Python starts" in outside("-c", code).stderr
 
 
@@ -297,21 +199,12 @@ def test_every_kernel_compiles_without_spilling():
     """For sm_80 and sm_90, as launched on the benchmarks' inputs."""
     done = outside("-m", "kernels.aot", "resolvent")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    for name in (
-        "factorise",
-        "solve",
-        "mix",
-        "contract",
-        "outputs",
-        "grid_adjoint",
-        "grid_rows_merge",
-    ):
+    for name in ("factorise", "solve", "mix", "contract"):
         assert f"{name}_kernel" in done.stdout
 
 
 def test_no_kernel_uses_atomics():
-    for path in Path(triton_backend.__file__).parent.glob("*.py"):
-        assert "tl.atomic" not in path.read_text()
+    assert_no_atomics(triton_backend)
 
 
 @needs_gpu

@@ -1,6 +1,6 @@
-"""Sums of grids' DAGs by `grid_numba`'s loops and torch's products, with their gradients.
+"""Sums of grids' DAGs by compiled `loops` and torch's products, with their gradients.
 
-Shapes as in `kernels.resolvent.grid`, with n = R · K nodes and D DAGs, of which those that share B
+Shapes as in `kernels.grid`, with n = R · K nodes and D DAGs, of which those that share B
 and C are one of N groups; t images are worked on at a time.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.resolvent import grid_numba
-from kernels.resolvent.grid_numba import STATES, VALUES, padded
+from kernels.grid.numba_backend import loops
+from kernels.grid.numba_backend.loops import STATES, VALUES, padded
 
 PARTS = 8  # of the heads, whose gradients are added up after: as many threads find something to do
 MOST_NODES = 1024
@@ -36,7 +36,7 @@ class Ways(NamedTuple):
 
 
 class _Operands(NamedTuple):
-    """What both forms compute from, as `grid_numba`'s functions take it.
+    """What both forms compute from, as `loops`' functions take it.
 
     Attributes:
         corners: int64 [D, 3].
@@ -94,7 +94,7 @@ class RowForm(torch.autograd.Function):
         for t in _image_tiles(o):
             kernel, M = _kernel(o, t), _matrices(o, t)
             tasks, scratch = M.shape[0] * M.shape[1], o.K * M.shape[-1]
-            _in_threads(grid_numba.mask, tasks, scratch, *o[:2], t.start, *o[2:8], kernel, M)
+            _in_threads(loops.mask, tasks, scratch, *o[:2], t.start, *o[2:8], kernel, M)
             for image, m in enumerate(M[..., : M.shape[2]], t.start):
                 Y[image] = torch.bmm(m, o.V[image].transpose(0, 1)).transpose(0, 1)
         return Y.view(tensors[1].shape)
@@ -115,7 +115,7 @@ class RowForm(torch.autograd.Function):
             d_kernel = kernel.new_empty(parts, *kernel.shape)
             (n, width), tasks = kernel.shape[2:], len(dM) * parts
             _in_threads(
-                grid_numba.differentiate_mask, tasks, (2 * n + o.K) * width,
+                loops.differentiate_mask, tasks, (2 * n + o.K) * width,
                 *o[:2], t.start, *o[2:8], kernel, dM, *d_weights, d_kernel,
             )  # fmt: skip
             for image, m in enumerate(dM[..., :n], t.start):
@@ -129,7 +129,7 @@ class RowForm(torch.autograd.Function):
 class StateForm(torch.autograd.Function):
     """The recurrence of h = left h + top h + B ⊗ scale V from every root; inputs as `RowForm`'s.
 
-    The backward pass computes h again, as `grid._StateForm` does.
+    The backward pass computes h again, as `torch_backend._StateForm` does.
     """
 
     @staticmethod
@@ -138,9 +138,9 @@ class StateForm(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         o = _Operands.of(ways, *tensors)
         Y = torch.empty_like(o.V)
-        scratch, _ = grid_numba.scratch_of_states(o.R, o.K, o.B.shape[-1])
+        scratch, _ = loops.scratch_of_states(o.R, o.K, o.B.shape[-1])
         operands = (*o[:8], *map(_in_blocks, (o.B, o.C)), o.V)
-        _in_threads(grid_numba.mix_states, o.V.shape[0] * _lanes(o), scratch, *operands, Y)
+        _in_threads(loops.mix_states, o.V.shape[0] * _lanes(o), scratch, *operands, Y)
         return Y.view(tensors[1].shape)
 
     @staticmethod
@@ -153,10 +153,10 @@ class StateForm(torch.autograd.Function):
         d_weights = o.empty_gradients(_lanes(o) // o.V.shape[2])
         dB, dC = (x.new_empty(parts, *x.shape) for x in (B, C))
         dV = torch.empty_like(o.V)
-        _, scratch = grid_numba.scratch_of_states(o.R, o.K, o.B.shape[-1])
+        _, scratch = loops.scratch_of_states(o.R, o.K, o.B.shape[-1])
         _in_threads(
-            grid_numba.differentiate_states, o.V.shape[0] * parts, scratch,
-            *o[:2], grid_numba.rows_of_a_band(o.R, o.K), *o[2:8], B, C, o.V, dY,
+            loops.differentiate_states, o.V.shape[0] * parts, scratch,
+            *o[:2], loops.rows_of_a_band(o.R, o.K), *o[2:8], B, C, o.V, dY,
             *d_weights, dB, dC, dV,
         )  # fmt: skip
         dB, dC = (_out_of_blocks(x.sum(0), o.B) for x in (dB, dC))

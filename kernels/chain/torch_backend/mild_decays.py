@@ -5,14 +5,15 @@ from the chunk's middle to a node, above one before it: then a chunk's product i
 
     (L ⊙ C Bᵀ) V = r · tril(C Bᵀ) (V / r),
 
-and no matrix of a head is ever formed. Shapes as in `kernels.resolvent.chain`; k chains of n chunks
-each are walked along together, a chunk of each at a time.
+and no matrix of a head is ever formed.
+
+Shapes: N nodes, H heads, S state, P head dimension; chains are cut into c chunks of Q nodes, and k
+chains of n chunks each are walked along together, a chunk of each at a time.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,147 +21,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.backends import Backend, choose_backend
-from kernels.resolvent.chain import (
-    ChainPlan,
-    Layout,
-    chain_resolvent,
-    chunked,
-    in_float32,
-    lay_out,
-    tiles,
-    unchunked,
-)
+from kernels.chain.torch_backend.layout import Layout, chunked, unchunked
+from kernels.tiling import tiles
 
 CHUNK = 64
 SMALLEST_DECAY = 1e-25
 """Of half a chunk. r lies between it and its inverse, which leaves float32 room for products."""
 
 
-class DecayingChain(NamedTuple):
-    """One way along a batch's chains.
-
-    Attributes:
-        log_weight: [N, H], natural logarithm of the weight of the edge that enters each node; not
-            read at the first node of a chain.
-        scale: [N, H] factor of a node's values, such as the step Δ.
-        B, C: [N, S] input and output projection of every node, shared by the heads.
-        reverse: edges run i + 1 → i instead of i → i + 1.
-    """
-
-    log_weight: Float[Tensor, "N H"]
-    scale: Float[Tensor, "N H"]
-    B: Float[Tensor, "N S"]
-    C: Float[Tensor, "N S"]
-    reverse: bool = False
-
-    def mix(
-        self, V: Float[Tensor, "N H P"], sizes: tuple[int, ...], backend: Backend
-    ) -> Float[Tensor, "N H P"]:
-        """`chain_resolvent` of this chain, whatever its weights."""
-        return chain_resolvent(
-            self.log_weight.exp(),
-            self.B,
-            self.C,
-            V * self.scale.unsqueeze(-1),
-            plan=ChainPlan(sizes, self.reverse),
-            backend=backend,
-        )
-
-
-def decaying_chains(
-    chains: Sequence[DecayingChain],
-    V: Float[Tensor, "N H P"],
-    skip: Float[Tensor, "N H"] | None = None,
-    *,
-    sizes: tuple[int, ...] | None = None,
-    backend: Backend = "auto",
-) -> Float[Tensor, "N H P"]:
-    """skip · V and the sum of `chain_resolvent`s of weights exp(log_weight) and values scale · V.
-
-    On a CPU it is faster than those in heads whose weights are mild: at most 1, and none of their
-    products over 33 neighbours below 1e-25. Other heads take `chain_resolvent`. The gradient of
-    log_weight is a difference of sums over a chunk's nodes, and as exact as those.
-
-    Args:
-        chains: what is summed, over the same nodes in either direction.
-        V: [N, H, P] values per head.
-        skip: [N, H] what a node's values add beside the chains; None for nothing.
-        sizes: nodes of each chain of the batch; None for one chain.
-        backend: as in `chain_resolvent`.
-
-    Returns:
-        [N, H, P] mixed values, in V's dtype.
-
-    Raises:
-        ValueError: as `chain_resolvent`.
-    """
-    sizes = (V.shape[0],) if sizes is None else sizes
-    inputs = (V, *itertools.chain.from_iterable(chain[:4] for chain in chains))
-    on_triton = choose_backend(backend, inputs, True, "chains") == "triton"
-    fits = sum(sizes) == len(V) and all(
-        chain.log_weight.shape == V.shape[:2]
-        and chain.B.shape == chain.C.shape
-        and len(chain.B) == len(V)
-        for chain in chains
-    )
-    if on_triton or not fits or not V.numel():
-        return _sum_of_any(chains, V, skip, sizes, backend)
-    # In the order of nodes, whichever way a chain runs.
-    layout = lay_out(sizes, False, CHUNK, V.device)
-    # What would enter a chain, so that nothing reads it.
-    chains = [
-        chain._replace(
-            log_weight=chain.log_weight.index_fill(0, _entries(sizes, chain.reverse, V.device), 0)
-        )
-        for chain in chains
-    ]
-    strong = [_strong_heads(chain, layout).nonzero()[:, 0] for chain in chains]
-    if all(len(heads) == V.shape[1] for heads in strong):
-        return _sum_of_any(chains, V, skip, sizes, backend)
-    mild = [
-        tensor
-        for (log_weight, scale, B, C, _), heads in zip(chains, strong, strict=True)
-        for tensor in (log_weight.index_fill(1, heads, 0), scale.index_fill(1, heads, 0), B, C)
-    ]
-    reverse = [chain.reverse for chain in chains]
-    skip = V.new_zeros(V.shape[:2]) if skip is None else skip
-
-    def mix(*inputs: Tensor) -> Tensor:
-        y, *values = _DecayingChains.apply(layout, reverse, strong, *inputs)
-        for chain, heads, v in zip(chains, strong, values, strict=True):
-            if len(heads):
-                log_weight, scale = (x.index_select(1, heads) for x in chain[:2])
-                part = chain._replace(log_weight=log_weight, scale=scale)
-                y.index_add_(1, heads, part.mix(v, sizes, backend))
-        return y
-
-    return in_float32(mix, *mild, skip, V)
-
-
-def _sum_of_any(
-    chains: Sequence[DecayingChain],
-    V: Tensor,
-    skip: Tensor | None,
-    sizes: tuple[int, ...],
-    backend: Backend,
-) -> Tensor:
-    mixed = [chain.mix(V, sizes, backend) for chain in chains]
-    return sum(mixed if skip is None else [V * skip.unsqueeze(-1), *mixed])
-
-
-@lru_cache(maxsize=256)
-def _entries(sizes: tuple[int, ...], reverse: bool, device: torch.device) -> Tensor:
-    """The node at which every chain that has any begins."""
-    size = torch.tensor(sizes)
-    last = (size.cumsum(0) - 1)[size > 0]
-    return (last if reverse else last + 1 - size[size > 0]).to(device)
-
-
-def _strong_heads(chain: DecayingChain, layout: Layout) -> Bool[Tensor, " H"]:
+def strong_heads(log_weight: Tensor, reverse: bool, layout: Layout) -> Bool[Tensor, " H"]:
     """Those of which some half chunk decays too far, or some weight is above one or no number."""
-    log_w_cQH = chunked(chain.log_weight.detach().float(), layout)
-    if chain.reverse:
+    log_w_cQH = chunked(log_weight.detach().float(), layout)
+    if reverse:
         log_w_cQH = log_w_cQH.flip(1)
     halves = log_w_cQH.tensor_split([_middle(layout) + 1], dim=1)
     least = torch.stack([half.sum(1).amin(0) for half in halves]).amin(0)
@@ -226,7 +98,7 @@ class _Walk(NamedTuple):
         return itertools.starmap(_Way, zip(*map(self.steps, way), strict=True))
 
 
-class _DecayingChains(torch.autograd.Function):
+class MildDecays(torch.autograd.Function):
     """Y from each chain's log weight, scale, B and C, from skip and V, all heads at once.
 
     Also V of each chain's strong heads, whose gradient so need not fill an array as large as V.

@@ -1,13 +1,13 @@
-"""DAGs of small grids merged by Triton's kernels, against torch in float64."""
+"""DAGs of small grids merged by Triton's kernels, against the float64 reference."""
 
 from functools import partial
 
 import pytest
 import torch
 
-from kernels.resolvent.grid_dags import MOST_IN_ROWS
-from kernels.resolvent.spec import GRID_DAGS, corners
-from kernels.resolvent.triton_backend import grid_rows
+from kernels.grid import MOST_IN_ROWS
+from kernels.grid.spec import GRID_DAGS, corners
+from kernels.grid.triton_backend import rows
 from tests.kernels.comparing import (
     DEVICE,
     assert_a_cuda_graph_replays_a_step,
@@ -91,7 +91,7 @@ def test_autocast_changes_nothing(case):
 
 @pytest.mark.parametrize("memory", [1, 4000], ids=["one image", "some images"])
 def test_images_in_groups(memory, monkeypatch):
-    monkeypatch.setattr(grid_rows, "MEMORY", memory)
+    monkeypatch.setattr(rows, "MEMORY", memory)
     assert_equals_the_reference(partial(corners, (3, 2, 2)), torch.float32, 2e-5)
 
 

@@ -49,14 +49,14 @@ def grid_rows(
     corners: Sequence[int],
     sets: Sequence[int],
 ) -> Float[Tensor, "G R K H P"]:
-    """As `kernels.resolvent.grid_dags.grid_dags`, which checks; L is computed in float32.
+    """As `kernels.grid.grid_dags`, which checks; L is computed in float32.
 
     Args:
         left, top, scale: of every DAG.
         B, C: of every set of DAGs.
         skip: what a node's values add beside the DAGs.
         V: values per head.
-        corners: of every DAG, the number of its root in `kernels.resolvent.grid.CORNERS`; no two
+        corners: of every DAG, the number of its root in `kernels.grid.CORNERS`; no two
             are the same.
         sets: of every DAG, whose B and C it has.
 

@@ -8,7 +8,7 @@ import torch
 from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor
 
-from kernels import spectral_conv
+from kernels.spectral_conv import spectral_conv
 from kernels.spectral_conv.basis import kept
 from kernels.spectral_conv.cost import faster_form
 

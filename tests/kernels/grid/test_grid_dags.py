@@ -1,16 +1,13 @@
-"""kernels.resolvent.grid_dags against the float64 reference on the DAGs' edges, and itself."""
-
-import importlib
+"""kernels.grid.grid_dags against the float64 reference on the DAGs' edges, and itself."""
 
 import pytest
 import torch
 
-from kernels.resolvent import GridDag, grid_dags, resolvent_reference
-from kernels.resolvent.grid import CORNERS
-from tests.kernels.test_grid import grid_edges
+import kernels.grid as module
+from kernels.grid import CORNERS, GridDag, grid_dags
+from kernels.resolvent import resolvent_reference
+from tests.kernels.grid.test_grid import grid_edges
 
-# Its name in its package is the function's.
-module = importlib.import_module("kernels.resolvent.grid_dags")
 H = 2
 PAIRS = ("top left", "bottom right"), ("top right", "bottom left")
 ALL = tuple(CORNERS)
@@ -254,11 +251,11 @@ def test_threads_change_no_bit(form):
 
 @in_both_forms
 def test_bands_of_rows_and_tiles_of_images_change_nothing(monkeypatch, form):
-    grid_compiled = pytest.importorskip("kernels.resolvent.grid_compiled")
+    forms = pytest.importorskip("kernels.grid.numba_backend.forms")
     shape = (3, 7, 5)
     dags, V = random_dags(shape, dtype=torch.float32), random_values(shape, dtype=torch.float32)
-    monkeypatch.setattr(grid_compiled.grid_numba, "BAND", 2 * 5 * grid_compiled.grid_numba.BLOCK)
-    monkeypatch.setattr(grid_compiled, "TILE", 2 * H * 35**2)
+    monkeypatch.setattr(forms.loops, "BAND", 2 * 5 * forms.loops.BLOCK)
+    monkeypatch.setattr(forms, "TILE", 2 * H * 35**2)
     assert_as_expected(dags, V, form=form, tolerance=1e-5)
 
 

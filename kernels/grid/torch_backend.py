@@ -5,173 +5,33 @@ a band of m = b · K nodes; t images, or t lanes (one head of one image), are wo
 Images never meet in a product, not even as 0 · NaN.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.backends import Backend, can_be_checked, choose_backend
-from kernels.resolvent.chain import (
+from kernels.chain.matrix import (
     chain_matrix,
     chain_matrix_adjoint,
-    in_float32,
     largest_divisor_up_to_the_root,
-    tiles,
 )
-
-Form = Literal["auto", "row", "state"]
-MOST_COLUMNS_ON_GPU = 64  # of a grid, whose rows Triton's kernels keep in registers
-STATES_FROM = 768  # nodes; measured on 2 CPU cores, forward and backward
-
-CORNERS = {"top left": (), "top right": (2,), "bottom left": (1,), "bottom right": (1, 2)}
-"""Which dimensions of [G, R, K, …] to flip so that a corner becomes the top left one."""
+from kernels.tiling import tiles
 
 
-def grid_resolvent(
-    left: Float[Tensor, "G R K H"],
-    top: Float[Tensor, "G R K H"],
-    B: Float[Tensor, "G R K S"],
-    C: Float[Tensor, "G R K S"],
-    V: Float[Tensor, "G R K H P"],
-    *,
-    form: Form = "auto",
-    backend: Backend = "auto",
-) -> Float[Tensor, "G R K H P"]:
-    """Mix values along all paths of a grid that run right and down, from the top left corner on.
-
-    Equals `kernels.resolvent` on the grid's edges. With R_r the chain matrix of row r, the rows of
-    L obey L_r = R_r (diag(top_r) L_{r−1} + E_r): either they are formed and masked by C Bᵀ, or the
-    S × P states obey the same recurrence. Weights may have any sign. Gradients flow to all five
-    inputs, once.
-
-    Args:
-        left: weight of the edge that enters a node from its left; not read in the first column.
-        top: weight of the edge that enters a node from above; not read in the first row.
-        B, C: input and output projection of every node, shared by the heads.
-        V: values per head.
-        form: `row` carries rows of L, n numbers a node; `state` carries states, S · P numbers a
-            node; `auto` takes the one with fewer numbers, and `row` on grids of up to 768 nodes,
-            where its larger matrix products make it the faster one on a CPU; Triton's kernels know
-            the state form alone.
-        backend: `triton`, `torch` or `auto`, see `kernels.resolvent`.
-
-    Returns:
-        [G, R, K, H, P] mixed values, in V's dtype; computed in float32 at least.
-
-    Raises:
-        ValueError: shapes, form or backend do not fit.
-
-    Source: Lahoti et al., arXiv:2510.12111, vision experiments.
-    """
-    if {left.shape, top.shape} != {V.shape[:4]} or {B.shape[:3], C.shape[:3]} != {V.shape[:3]}:
-        raise ValueError(
-            f"With V of shape {list(V.shape)}, left and top must be {list(V.shape[:4])} and B and "
-            f"C {list(V.shape[:3])} and a state, got {list(left.shape)}, {list(top.shape)}, "
-            f"{list(B.shape)} and {list(C.shape)}."
-        )
-    if B.shape != C.shape:
-        raise ValueError(f"B and C must be alike, got {list(B.shape)} and {list(C.shape)}.")
-    if form not in ("auto", "row", "state"):
-        raise ValueError(f"form must be 'auto', 'row' or 'state', got {form!r}.")
-    inputs = (left, top, B, C, V)
-    able = form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU
-    knows = f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states"
-    backend = choose_backend(backend, inputs, able, knows)
-    if not V.numel():
-        return torch.zeros_like(V)
-    if backend == "triton":
-        from kernels.resolvent.triton_backend.grid import grid_product
-
-        return grid_product(*inputs)
-    nodes, states = V.shape[1] * V.shape[2], B.shape[-1] * V.shape[-1]
-    if form == "auto":
-        form = "state" if nodes > max(states, STATES_FROM) else "row"
-    return in_float32(_RowForm.apply if form == "row" else _state_form, *inputs)
+def row_form(left: Tensor, top: Tensor, B: Tensor, C: Tensor, V: Tensor) -> Tensor:
+    """Form the rows of L, mask them by C Bᵀ, multiply."""
+    return _RowForm.apply(left, top, B, C, V)
 
 
-@dataclass(frozen=True)
-class GridPlan:
-    """Images whose nodes, row by row, are joined towards the two sides away from a root.
-
-    Attributes:
-        images: G.
-        rows: R.
-        columns: K.
-        root: one of `CORNERS`.
-    """
-
-    images: int
-    rows: int
-    columns: int
-    root: str = "top left"
-
-    def __post_init__(self) -> None:
-        if self.root not in CORNERS:
-            raise ValueError(f"root must be one of {', '.join(CORNERS)}, got {self.root!r}.")
-
-    def weights(
-        self, edge_index: Int[Tensor, "2 E"], edge_weight: Float[Tensor, "E H"]
-    ) -> tuple[Float[Tensor, "G R K H"], Float[Tensor, "G R K H"]]:
-        """`left` and `top` of `grid_resolvent`, on images turned so that the root is top left.
-
-        Edges may come in any order, repeated ones add up.
-
-        Raises:
-            ValueError: an edge does not join neighbours away from the root (checked on the CPU).
-        """
-        shape = (self.images, self.rows, self.columns)
-        grids = torch.arange(math.prod(shape), device=edge_index.device).view(shape)
-        place = self.turned(grids).flatten()
-        source, target = place[edge_index]
-        step = target - source
-        along_row = (step == 1) & (target % self.columns != 0)
-        along_column = (step == self.columns) & (target // self.columns % self.rows != 0)
-        if self.columns == 1:
-            along_row = torch.zeros_like(along_row)
-        if can_be_checked(edge_index) and not (along_row | along_column).all():
-            wrong = int((~(along_row | along_column)).nonzero()[0])
-            i, j = edge_index[:, wrong].tolist()
-            raise ValueError(
-                f"Edge {i} → {j} does not lead from a node to its neighbour away from the "
-                f"{self.root} corner: give the DAG's own edges, or resolve without this plan."
-            )
-        none = edge_weight.new_zeros(2 * len(place), edge_weight.shape[1])
-        weights = none.index_add(0, target + len(place) * along_column, edge_weight)
-        return weights.unflatten(0, (2, *shape)).unbind(0)
-
-    def turned(self, x: Shaped[Tensor, "G R K ..."]) -> Shaped[Tensor, "G R K ..."]:
-        """Images turned so that the root is top left, or back."""
-        dims = CORNERS[self.root]
-        return x.flip(dims) if dims else x
-
-    def resolvent(
-        self,
-        edge_index: Int[Tensor, "2 E"],
-        edge_weight: Float[Tensor, "E H"],
-        B: Float[Tensor, "N S"],
-        C: Float[Tensor, "N S"],
-        V: Float[Tensor, "N H P"],
-        backend: Backend = "auto",
-    ) -> Float[Tensor, "N H P"]:
-        """`kernels.resolvent` on these grids; edges in any order, repeated ones add up.
-
-        Raises:
-            ValueError: an edge does not join neighbours away from the root, or sizes do not fit.
-        """
-        shape = (self.images, self.rows, self.columns)
-        if len(V) != math.prod(shape):
-            raise ValueError(
-                f"{self.images} grids of {self.rows} × {self.columns} have {math.prod(shape)} "
-                f"nodes, but V has {len(V)}: make the plan from the images' own size."
-            )
-        values = (self.turned(x.unflatten(0, shape)) for x in (B, C, V))
-        y = grid_resolvent(*self.weights(edge_index, edge_weight), *values, backend=backend)
-        return self.turned(y).flatten(0, 2)
+def state_form(left: Tensor, top: Tensor, B: Tensor, C: Tensor, V: Tensor) -> Tensor:
+    """The recurrence on lanes, one for each head of each image: all heads at once do not fit."""
+    G, _, _, H, _ = V.shape
+    weights_and_values = (x.movedim(3, 1).flatten(0, 1) for x in (left, top, V))
+    projections = (x.repeat_interleave(H, dim=0) for x in (B, C))
+    left, top, V = weights_and_values
+    return _StateForm.apply(left, top, *projections, V).unflatten(0, (G, H)).movedim(1, 3)
 
 
 class _Bands(NamedTuple):
@@ -358,15 +218,6 @@ def _bands_adjoint(bands: _Bands, d_own: Tensor, d_entering: Tensor) -> tuple[Te
     d_row[:, 0] = d_own[:, :K, :K]
     d_left = chain_matrix_adjoint(bands.row.flatten(0, 1), d_row.flatten(0, 1))
     return d_left, d_top
-
-
-def _state_form(left: Tensor, top: Tensor, B: Tensor, C: Tensor, V: Tensor) -> Tensor:
-    """The recurrence on lanes, one for each head of each image: all heads at once do not fit."""
-    G, _, _, H, _ = V.shape
-    weights_and_values = (x.movedim(3, 1).flatten(0, 1) for x in (left, top, V))
-    projections = (x.repeat_interleave(H, dim=0) for x in (B, C))
-    left, top, V = weights_and_values
-    return _StateForm.apply(left, top, *projections, V).unflatten(0, (G, H)).movedim(1, 3)
 
 
 class _StateForm(torch.autograd.Function):

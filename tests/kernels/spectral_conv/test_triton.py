@@ -1,12 +1,11 @@
-"""The spectral convolution's Triton kernels against the float64 reference; see `test_triton`."""
+"""The spectral convolution's Triton kernels against the float64 reference."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from kernels import spectral_conv
-from kernels.spectral_conv import triton_backend
+from kernels.spectral_conv import spectral_conv, triton_backend
 from kernels.spectral_conv.spec import ALONE, DEPTHWISE, SPECTRAL_CONV, make
 from kernels.spectral_conv.triton_backend import transforms
 from tests.kernels.comparing import (

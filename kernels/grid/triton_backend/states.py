@@ -36,7 +36,7 @@ def grid_product(
     C: Float[Tensor, "G R K S"],
     V: Float[Tensor, "G R K H P"],
 ) -> Float[Tensor, "G R K H P"]:
-    """As `kernels.resolvent.grid.grid_resolvent`, which checks; accumulated in float32.
+    """As `kernels.grid.grid_resolvent`, which checks; accumulated in float32.
 
     Args:
         left: weight of the edge that enters a node from its left; not read in the first column.

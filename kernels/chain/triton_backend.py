@@ -48,7 +48,7 @@ def chain_product(
     sizes: tuple[int, ...],
     reverse: bool = False,
 ) -> Float[Tensor, "N H P"]:
-    """`kernels.resolvent.chain.chain_resolvent`, which checks, with gradients of all four tensors.
+    """`kernels.chain.chain_resolvent`, which checks, with gradients of all four tensors.
 
     Args:
         weight: [N, H] weight of the edge that enters each node; not read at a chain's first node,

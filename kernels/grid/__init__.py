@@ -1,22 +1,92 @@
-"""The sum of resolvent products on DAGs of one grid, rooted at its corners, over the same values.
+"""The resolvent product on DAGs of two-dimensional grids: on one, and the sum of those of corners.
 
-Shapes as in `kernels.resolvent.grid`, with D DAGs.
+Shapes: G images, R rows, K columns, H heads, S state, P head dimension, D DAGs.
 """
 
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kernels.backends import Backend, choose_backend, log_choice
-from kernels.resolvent.chain import in_float32
-from kernels.resolvent.grid import CORNERS, MOST_COLUMNS_ON_GPU, Form, grid_resolvent
+from kernels.grid.torch_backend import row_form, state_form
+from kernels.precision import in_float32
 
+__all__ = ["CORNERS", "GridDag", "grid_dags", "grid_resolvent"]
+
+Form = Literal["auto", "row", "state"]
+MOST_COLUMNS_ON_GPU = 64  # of a grid, whose rows Triton's kernels keep in registers
+STATES_FROM = 768  # nodes; measured on 2 CPU cores, forward and backward
 MOST_IN_ROWS = 400, 32  # nodes and columns of a grid whose L Triton's kernels form
+
+CORNERS = {"top left": (), "top right": (2,), "bottom left": (1,), "bottom right": (1, 2)}
+"""Which dimensions of [G, R, K, …] to flip so that a corner becomes the top left one."""
+
+
+def grid_resolvent(
+    left: Float[Tensor, "G R K H"],
+    top: Float[Tensor, "G R K H"],
+    B: Float[Tensor, "G R K S"],
+    C: Float[Tensor, "G R K S"],
+    V: Float[Tensor, "G R K H P"],
+    *,
+    form: Form = "auto",
+    backend: Backend = "auto",
+) -> Float[Tensor, "G R K H P"]:
+    """Mix values along all paths of a grid that run right and down, from the top left corner on.
+
+    Equals `kernels.resolvent` on the grid's edges. With R_r the chain matrix of row r, the rows of
+    L obey L_r = R_r (diag(top_r) L_{r−1} + E_r): either they are formed and masked by C Bᵀ, or the
+    S × P states obey the same recurrence. Weights may have any sign. Gradients flow to all five
+    inputs, once.
+
+    Args:
+        left: weight of the edge that enters a node from its left; not read in the first column.
+        top: weight of the edge that enters a node from above; not read in the first row.
+        B, C: input and output projection of every node, shared by the heads.
+        V: values per head.
+        form: `row` carries rows of L, n numbers a node; `state` carries states, S · P numbers a
+            node; `auto` takes the one with fewer numbers, and `row` on grids of up to 768 nodes,
+            where its larger matrix products make it the faster one on a CPU; Triton's kernels know
+            the state form alone.
+        backend: `triton`, `torch` or `auto`, see `kernels.resolvent`.
+
+    Returns:
+        [G, R, K, H, P] mixed values, in V's dtype; computed in float32 at least.
+
+    Raises:
+        ValueError: shapes, form or backend do not fit.
+
+    Source: Lahoti et al., arXiv:2510.12111, vision experiments.
+    """
+    if {left.shape, top.shape} != {V.shape[:4]} or {B.shape[:3], C.shape[:3]} != {V.shape[:3]}:
+        raise ValueError(
+            f"With V of shape {list(V.shape)}, left and top must be {list(V.shape[:4])} and B and "
+            f"C {list(V.shape[:3])} and a state, got {list(left.shape)}, {list(top.shape)}, "
+            f"{list(B.shape)} and {list(C.shape)}."
+        )
+    if B.shape != C.shape:
+        raise ValueError(f"B and C must be alike, got {list(B.shape)} and {list(C.shape)}.")
+    if form not in ("auto", "row", "state"):
+        raise ValueError(f"form must be 'auto', 'row' or 'state', got {form!r}.")
+    inputs = (left, top, B, C, V)
+    able = form != "row" and V.shape[2] <= MOST_COLUMNS_ON_GPU
+    knows = f"grids of up to {MOST_COLUMNS_ON_GPU} columns by their states"
+    backend = choose_backend(backend, inputs, able, knows)
+    if not V.numel():
+        return torch.zeros_like(V)
+    if backend == "triton":
+        from kernels.grid import triton_backend  # where there is Triton
+
+        return triton_backend.grid_product(*inputs)
+    nodes, states = V.shape[1] * V.shape[2], B.shape[-1] * V.shape[-1]
+    if form == "auto":
+        form = "state" if nodes > max(states, STATES_FROM) else "row"
+    return in_float32(row_form if form == "row" else state_form, *inputs)
 
 
 class GridDag(NamedTuple):
@@ -124,7 +194,7 @@ def grid_dags(
 @functools.cache
 def _has_numba() -> bool:
     try:
-        import kernels.resolvent.grid_compiled  # noqa: F401
+        import kernels.grid.numba_backend  # noqa: F401  not installed on every machine
     except ImportError:
         return False
     return True
@@ -132,10 +202,10 @@ def _has_numba() -> bool:
 
 @torch.compiler.disable
 def _by_numba(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> Tensor:
-    from kernels.resolvent.grid_compiled import RowForm, StateForm, Ways, faster_form
+    from kernels.grid import numba_backend  # where there is numba
 
     if form == "auto":
-        form = faster_form(len(dags), V, dags[0].B.shape[-1])
+        form = numba_backend.faster_form(len(dags), V, dags[0].B.shape[-1])
     log_choice("grid_dags", "torch", f"{form} form by numba", "cpu")
     # Those of several DAGs once.
     groups = list({(id(dag.B), id(dag.C)): dag for dag in dags}.values())
@@ -143,10 +213,10 @@ def _by_numba(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> T
         next(i for i, other in enumerate(groups) if dag.B is other.B and dag.C is other.C)
         for dag in dags
     ]
-    apply = (RowForm if form == "row" else StateForm).apply
-    ways = Ways([dag.root for dag in dags], of_dags)
+    computed = numba_backend.RowForm if form == "row" else numba_backend.StateForm
+    ways = numba_backend.Ways([dag.root for dag in dags], of_dags)
     tensors = [dag[i] for i in range(3) for dag in dags] + [x[i] for i in (3, 4) for x in groups]
-    return in_float32(lambda *x: apply(ways, *x[-2:], *x[:-2]), *tensors, skip, V)
+    return in_float32(lambda *x: computed.apply(ways, *x[-2:], *x[:-2]), *tensors, skip, V)
 
 
 def _check(dag: GridDag, V: Tensor) -> None:
@@ -171,7 +241,7 @@ def _has_row_kernels(dags: Sequence[GridDag], V: Tensor) -> bool:
 
 def _by_row_kernels(dags: Sequence[GridDag], V: Tensor, skip: Tensor) -> Tensor:
     """DAGs that share B and C have one product C Bᵀ."""
-    from kernels.resolvent.triton_backend.grid_rows import grid_rows
+    from kernels.grid import triton_backend  # where there is Triton
 
     shared: list[GridDag] = []
     sets = []
@@ -182,4 +252,4 @@ def _by_row_kernels(dags: Sequence[GridDag], V: Tensor, skip: Tensor) -> Tensor:
     weights = (torch.stack(x) for x in list(zip(*dags, strict=True))[:3])
     projections = (torch.stack(x) for x in list(zip(*shared, strict=True))[3:5])
     corners = [list(CORNERS).index(dag.root) for dag in dags]
-    return grid_rows(*weights, *projections, skip, V, corners, sets)
+    return triton_backend.grid_rows(*weights, *projections, skip, V, corners, sets)

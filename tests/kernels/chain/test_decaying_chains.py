@@ -1,12 +1,11 @@
-"""kernels.resolvent.decaying_chains against the chain of any weights, which is proven elsewhere."""
+"""kernels.chain.decaying_chains against the chain of any weights, which is proven elsewhere."""
 
 import pytest
 import torch
 
-from kernels.resolvent import chain as chain_module
-from kernels.resolvent import decaying_chains as module
-from kernels.resolvent.chain import ChainPlan, chain_resolvent
-from kernels.resolvent.decaying_chains import DecayingChain, decaying_chains
+import kernels.chain as module
+from kernels import tiling
+from kernels.chain import ChainPlan, DecayingChain, chain_resolvent, decaying_chains
 
 H, S, P = 2, 4, 3
 RAGGED = (5, 1, 0, 9, 200, 2)
@@ -72,7 +71,7 @@ def test_outputs_and_gradients(never_other, sizes, reverse, dtype, tolerance):
 
 @pytest.mark.parametrize("tile", [1, 2**19], ids=["one by one", "together"])
 def test_both_ways_and_a_skip(monkeypatch, tile):
-    monkeypatch.setattr(chain_module, "CPU_TILE", tile)
+    monkeypatch.setattr(tiling, "CPU_TILE", tile)
     sizes = (150, 150, 150, 40)
     skip = torch.randn(sum(sizes), H, dtype=torch.float64).requires_grad_()
     chains, V = both_ways(sum(sizes)), random_values(sum(sizes))

@@ -4,7 +4,7 @@ Numba compiles what is called and keeps the code beside this file. Each call doe
 writes what no other task writes, so that threads may share the tasks, and no result depends on how
 many threads there are.
 
-Shapes as in `kernels.resolvent.grid`, with D DAGs, of which those that share B and C are one of N
+Shapes as in `kernels.grid`, with D DAGs, of which those that share B and C are one of N
 groups. Arrays are contiguous. Rows r and columns k are counted from a DAG's root, nodes v = 0 … n−1
 in the image: `corners` [D, 3] holds the node at the root, and the steps down and along the grid
 from there. What a weight would let enter a grid is zero. A block is `STATES` × `VALUES` of a head's

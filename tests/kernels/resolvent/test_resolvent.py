@@ -10,8 +10,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data import Batch, Data
 
-from kernels import resolvent, resolvent_matrix
-from kernels.resolvent import AddElimination, eliminate, make_plan, neumann_error, plan_of, spec
+from kernels.resolvent import (
+    AddElimination,
+    eliminate,
+    make_plan,
+    plan_of,
+    ragged,
+    resolvent,
+    resolvent_matrix,
+    spec,
+    torch_backend,
+)
 from kernels.resolvent.spec import RESOLVENT
 from tests.graphs import edge_index
 from tests.kernels.comparing import (
@@ -25,7 +34,7 @@ from tests.kernels.comparing import (
 variants = pytest.mark.parametrize("options", RESOLVENT.variants.values(), ids=RESOLVENT.variants)
 
 
-@everywhere("variants")
+@everywhere(RESOLVENT, "variants")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_values_and_gradients_equal_the_reference(case, dtype, options):
     slow_decay = case is RESOLVENT.cases["slow decay"]
@@ -162,7 +171,7 @@ def test_a_dag_is_solved_in_one_sweep():
         resolvent(**RESOLVENT.cases["cycle"](torch.float32, 0), mode="dag")
 
 
-def test_neumann_sums_the_stated_terms_and_bounds_its_error():
+def test_neumann_sums_the_stated_terms_and_comes_close_with_many():
     inputs = RESOLVENT.cases["general"](torch.float64, 0)
     matrix = (inputs["edge_index"], inputs["edge_weight"], 40)
     exact = resolvent_matrix(*matrix)
@@ -173,9 +182,7 @@ def test_neumann_sums_the_stated_terms_and_bounds_its_error():
         torch.testing.assert_close(y, textbook, rtol=1e-12, atol=1e-12)
         missing = exact - resolvent_matrix(*matrix, terms=terms)
         error = missing.abs().sum(1).amax(1) / exact.abs().sum(1).amax(1)
-        bound = neumann_error(*matrix, terms=terms)
-        assert (error <= bound + 1e-15).all()
-        errors.append(float(bound.max()))
+        errors.append(float(error.max()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.05 < errors[0]
 
@@ -226,8 +233,7 @@ def test_large_graphs_need_64_bit_keys():
 def test_the_state_form_in_parts_equals_the_whole(monkeypatch):
     inputs = RESOLVENT.cases["tree"](torch.float64, 0)
     whole = with_gradients(resolvent, inputs, form="state")
-    backend = sys.modules["kernels.resolvent.torch_backend"]
-    monkeypatch.setattr(backend, "STATE_NUMBERS", 3 * 64 * 3)
+    monkeypatch.setattr(torch_backend, "STATE_NUMBERS", 3 * 64 * 3)
     for name, value in with_gradients(resolvent, inputs, form="state").items():
         torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-12)
 
@@ -236,7 +242,7 @@ def test_the_state_form_in_parts_equals_the_whole(monkeypatch):
 def test_graphs_of_one_stack_or_of_many(options, monkeypatch):
     inputs = RESOLVENT.cases["batch"](torch.float64, 0)
     whole = with_gradients(resolvent, inputs, **options)
-    monkeypatch.setattr(sys.modules["kernels.resolvent.ragged"], "MOST_PADDING", 200)
+    monkeypatch.setattr(ragged, "MOST_PADDING", 200)
     plan = make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
     assert [stack.graphs for stack in plan.stacks] == [1, 1, 3, 2]
     for name, value in with_gradients(resolvent, inputs, **options).items():
@@ -330,5 +336,5 @@ def test_an_elimination_of_other_graphs_is_refused():
 
 
 def test_import_without_triton():
-    code = "import sys; sys.modules['triton'] = None; import kernels, lit_models.graphs.chimera"
+    code = "import sys; sys.modules['triton'] = None; import lit_models.graphs.chimera"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
