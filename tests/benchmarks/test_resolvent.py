@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch_geometric.data import Batch
 
-from datamodules.batching import NodeBudgetSampler
+from datamodules.batching import SizeBudgetSampler
 from kernels.resolvent import AddPlan, ChainPlan, make_plan, peers, plan_of, resolvent, spec
 from kernels.resolvent.chain import chain_resolvent
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
@@ -43,7 +43,7 @@ def peptides():
     dataset = datamodule.train_dataset
     batches = {}
     for name, jitter in SIZES.items():
-        sampler = NodeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
+        sampler = SizeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
         chosen = sampler.batches(0)[:BATCHES]
         graphs = [Batch.from_data_list([dataset[i] for i in indices]) for indices in chosen]
         batches[name] = [AddPlan()(batch).to(DEVICE) for batch in graphs]

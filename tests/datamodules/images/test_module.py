@@ -139,7 +139,7 @@ def test_the_models_random_stream_is_its_own(tmp_path):
 
 def seed_of(data: CIFARDataModule, epoch: int) -> int:
     """Of the augmentation of the same few images."""
-    training = SimpleNamespace(training=True, current_epoch=epoch, global_rank=0)
+    training = SimpleNamespace(overfit_batches=0, training=True, current_epoch=epoch, global_rank=0)
     data.trainer = training
     return data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"]
 
@@ -240,7 +240,7 @@ def test_repeats_keep_an_epochs_length_and_meet_in_one_step(repeats, replicas):
     shares = [list(sampler) for sampler in samplers]
     assert {len(share) for share in shares} == {len(samplers[0])}
     assert all(batch for share in shares for batch in share)
-    plain = batching.NodeBudgetSampler(torch.ones(samples), 8, True, 1, 0, replicas)
+    plain = batching.SizeBudgetSampler(torch.ones(samples), 8, True, 1, 0, replicas)
     assert len(samplers[0]) == len(plain)
     shown = [place for share in shares for batch in share for place in batch]
     assert len(shown) == len(set(shown)) == samples  # no copy is shown twice
@@ -282,7 +282,9 @@ def test_processes_share_the_images_and_augment_them_apart(tmp_path, monkeypatch
         data = ready(tmp_path, augmentation=full())
         loader = data.train_dataloader()
         seen += [i for batch in loader for i in batch["index"].tolist()]
-        data.trainer = SimpleNamespace(training=True, current_epoch=0, global_rank=rank)
+        data.trainer = SimpleNamespace(
+            overfit_batches=0, training=True, current_epoch=0, global_rank=rank
+        )
         seeds.append(data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"])
     assert sorted(seen) == list(range(SIZES[0]))
     assert seeds[0] != seeds[1]
