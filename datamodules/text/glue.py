@@ -199,7 +199,7 @@ class GLUEDataModule(TextDataModule):
         key["vocabulary"] = self.vocabulary
         about = {"task": f"glue-{name}", "source": source}
         fill = partial(self._fill, read)
-        return CachePlan(self.cache_dir / "glue", f"{name}-{source}", key, about, fill)
+        return CachePlan(self.cache_dir / "glue", f"{self.name}-{source}", key, about, fill)
 
     def _given(self, name: str) -> Path | None:
         """The folder of `data_dir` with a task's files, None if there is none."""

@@ -34,7 +34,7 @@ GREEN = ("kernels/test_resolvent.py", *(["kernels/test_triton.py"] if DEVICE == 
 
 @pytest.fixture(scope="session")
 def peptides():
-    """Batches of 16 Peptides-func graphs: of like sizes, as training forms them, and of any."""
+    """Batches of 16 Peptides-func graphs: of like sizes, and of any, as training forms them."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", ["experiment=chimera_lrgb", "scale=paper"])
     datamodule = instantiate(config.data)

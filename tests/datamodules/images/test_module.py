@@ -151,6 +151,17 @@ def test_epochs_and_seeds_augment_the_same_images_differently(tmp_path):
     assert len({seed_of(data, 0), seed_of(data, 1), seed_of(other, 0)}) == 3
 
 
+def test_overfitted_images_are_augmented_alike_in_every_epoch(tmp_path):
+    data = ready(tmp_path, augmentation=full())
+    seeds = set()
+    for epoch in range(3):
+        data.trainer = SimpleNamespace(
+            overfit_batches=1, training=True, current_epoch=epoch, global_rank=0
+        )
+        seeds.add(data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"])
+    assert seeds == {seed_of(data, 0)}
+
+
 def expected_image(data: CIFARDataModule, raw: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
     return (raw.float() / 255 - mean) / std
