@@ -16,7 +16,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.base import DataModule, GraphDataModule
+from datamodules.base import DataModule
+from datamodules.graphs.module import GraphDataModule
 from datamodules.images.module import ImageDataModule
 from datamodules.pde.module import PDEDataModule
 from datamodules.text.glue import GLUEDataModule

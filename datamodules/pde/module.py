@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import SPLITS, DataModule
-from datamodules.batching import GraphLoader
+from datamodules.batching import BudgetLoader
 from datamodules.cache_folder import ensure
 from datamodules.errors import DataError
 from datamodules.pde.equation import Equation, Steady
@@ -235,7 +235,7 @@ class PDEDataModule(DataModule):
             self.refined[f"{factor}x"] = windows("test", finer)
         self.channels, self.inputs, self._files = files.channels, files.inputs, files
 
-    def test_dataloader(self) -> GraphLoader | list[GraphLoader]:
+    def test_dataloader(self) -> BudgetLoader | list[BudgetLoader]:
         """Test batches; with refinements a list, those at more points after those like training."""
         loader = super().test_dataloader()
         if not self.refined:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch_geometric.data import Batch
 
-from datamodules.batching import NodeBudgetSampler
+from datamodules.batching import SizeBudgetSampler
 from kernels.chain.spec import CHAIN
 from kernels.grid.spec import GRID
 from kernels.resolvent import AddPlan, make_plan, peers, plan_of, resolvent, spec
@@ -42,7 +42,7 @@ if DEVICE == "cuda":
 
 @pytest.fixture(scope="session")
 def peptides():
-    """Batches of 16 Peptides-func graphs: of like sizes, as training forms them, and of any."""
+    """Batches of 16 Peptides-func graphs: of like sizes, and of any, as training forms them."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", ["experiment=chimera_lrgb", "scale=paper"])
     datamodule = instantiate(config.data)
@@ -51,7 +51,7 @@ def peptides():
     dataset = datamodule.train_dataset
     batches = {}
     for name, jitter in SIZES.items():
-        sampler = NodeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
+        sampler = SizeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
         chosen = sampler.batches(0)[:BATCHES]
         graphs = [Batch.from_data_list([dataset[i] for i in indices]) for indices in chosen]
         batches[name] = [AddPlan()(batch).to(DEVICE) for batch in graphs]

@@ -86,7 +86,7 @@ def test_seeds_splits_and_fingerprints(tmp_path):
     ("options", "message"),
     [
         ({"leaves": 0}, "data.leaves is 0"),
-        ({"source": "official"}, "data.source=generated"),
+        ({"source": "official"}, "no data source 'official': set data.source to auto or generated"),
         ({"generated_size": [1, 1]}, "data.generated_size"),
         ({"limit": 0}, "data.limit is 0"),
     ],
