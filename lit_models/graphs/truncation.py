@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data, Dataset
 
 from kernels import AddPlan, resolvent
+from lit_models.callbacks.untouched import untouched
 from lit_models.graphs.chimera import ChimeraLayer, checked_resolvent
 
 TOLERANCE = 1e-6

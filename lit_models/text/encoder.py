@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lit_models.layers.initialisation import weight_scale
 from lit_models.layers.sentences import Sentences
 
 NORM_EPSILON = 1e-12  # BERT's
