@@ -201,7 +201,7 @@ def print_summary(cfg: DictConfig, report: dict) -> None:
         f"data: {data['task']}, source {data['source'].upper()}"
         + (f", limited to {data['limit']} {counted} a split" if data["limit"] else ""),
         f"test {metric} ({arrow})"
-        + (f", of weights averaged with decay {decay:g} (callbacks.ema)" if decay else ""),
+        + (f", of weights averaged with decay {decay:g}" if decay else ""),
         f"  {report['experiment']:<24}{value:.4f}",
     ]
     rivals = {TRIVIAL[trivial]: report[trivial][metric]}

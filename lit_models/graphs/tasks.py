@@ -4,14 +4,14 @@ A data configuration of graphs names one of these.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -49,6 +49,16 @@ class GraphTask(Task):
     @abstractmethod
     def constant(self, target: Tensor) -> Tensor:
         """The best prediction [num_outputs] that looks at nothing, from all training targets."""
+
+    def as_batch(self, samples: Batch | Data | Sequence[Data]) -> Batch:
+        """A batch, also of a single graph or a list of them, whose edges are int64."""
+        if not isinstance(samples, Batch):
+            samples = Batch.from_data_list([samples] if isinstance(samples, Data) else samples)
+        if samples.edge_index.dtype == torch.int64:
+            return samples
+        batch = copy(samples)
+        batch.edge_index = samples.edge_index.long()
+        return batch
 
     def update(self, metrics: MetricCollection, prediction: Tensor, batch: Batch) -> None:
         metrics.update(prediction, self.target(batch))
