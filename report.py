@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from lit_models.callbacks.averaging import ExponentialMovingAverage
 from lit_models.callbacks.progress import RunProgress, peak_memory_mib
 
 CODE = ("configs", "datamodules", "kernels", "ledger", "lit_models", "studies", "tests", "tools")
@@ -60,6 +61,7 @@ def write_report(
         "trivial": task.trivial,
         task.trivial: task.score_trivial(*batches),
         "maximise": task.maximise,
+        "averaging": averaging(trainer),
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
@@ -76,6 +78,12 @@ def write_report(
     }
     save(Path(cfg.run_dir) / "report.json", report)
     return report
+
+
+def averaging(trainer: L.Trainer) -> float | None:
+    """The decay of the moving average of weights that was tested; None if it was the weights."""
+    averages = (c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage))
+    return next((average.decay for average in averages if average.decay), None)
 
 
 def provenance() -> dict:
@@ -183,7 +191,7 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
 def print_summary(cfg: DictConfig, report: dict) -> None:
     """The last screen: what was measured, on which data, against what, and what to do next."""
     metric = report["selected"]["metric"].removeprefix("val/")
-    value, trivial = report["test"][metric], report["trivial"]
+    value, trivial, decay = report["test"][metric], report["trivial"], report.get("averaging")
     arrow = "higher is better" if report["maximise"] else "lower is better"
     data, run = report["data"], cfg.run_dir
     counted = "graphs" if "graphs" in data else "samples"
@@ -192,7 +200,8 @@ def print_summary(cfg: DictConfig, report: dict) -> None:
         f"{report['parameters']:,} parameters, {report['steps']} steps",
         f"data: {data['task']}, source {data['source'].upper()}"
         + (f", limited to {data['limit']} {counted} a split" if data["limit"] else ""),
-        f"test {metric} ({arrow})",
+        f"test {metric} ({arrow})"
+        + (f", of weights averaged with decay {decay:g}" if decay else ""),
         f"  {report['experiment']:<24}{value:.4f}",
     ]
     rivals = {TRIVIAL[trivial]: report[trivial][metric]}

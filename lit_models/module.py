@@ -2,7 +2,9 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from lit_models.task import Task
+from lit_models.task import Task, in_single
 
 
 class NonFiniteError(RuntimeError):
@@ -128,9 +130,42 @@ class LitModule(L.LightningModule):
         self.net = net
 
     def forward(self, batch: Any) -> Tensor:
-        return self.net(batch)
+        return self.net(self.in_precision(self.task.as_batch(batch)))
+
+    def in_precision(self, batch: Any) -> Any:
+        """A tensor, a dict of tensors or a graph batch, in the precision of the weights."""
+        dtype = next((p.dtype for p in self.parameters()), torch.float32)
+        if dtype == torch.float32:  # also where autocast chooses the precision
+            return batch
+
+        def convert(x: Tensor) -> Tensor:
+            return x.to(dtype) if x.is_floating_point() else x
+
+        if isinstance(batch, Tensor):
+            return convert(batch)
+        if isinstance(batch, dict):
+            return {name: convert(x) for name, x in batch.items()}
+        return copy(batch).apply(convert)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LitModule":
+        super()._apply(fn, recurse)
+        # Metrics sum in float32 whatever the precision of the weights.
+        for metric in self.modules():
+            if isinstance(metric, Metric) and metric.dtype != torch.float32:
+                metric._dtype_convert = True
+                nn.Module.float(metric)
+                metric._dtype_convert = False
+        return self
 
     def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("64-true", "bf16-true", "16-true"):
+            # Lightning would round targets too, and make new tensors, such as those of a metric, of
+            # the weights' precision. `forward` converts what the network is given.
+            self.trainer.precision_plugin.convert_input = lambda batch: batch
+            self.trainer.precision_plugin.forward_context = nullcontext
+        if self.trainer.precision == "64-true":
+            # Before weights are restored, which Lightning would do in float32.
+            self.double()
         if self.compile_net:
             self.net.compile(dynamic=True)
 
@@ -167,7 +202,7 @@ class LitModule(L.LightningModule):
 
     def training_loss(self, batch: Any) -> Tensor:
         """The mean over a batch's samples of what training minimises."""
-        return self.task.loss(self(batch), batch)
+        return self.task.loss(in_single(self(batch)), batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norm = torch.nn.utils.get_total_norm(gradients_of(self))
@@ -200,7 +235,7 @@ class LitModule(L.LightningModule):
         self._evaluate(batch, self.test_metrics)
 
     def _evaluate(self, batch: Any, metrics: MetricCollection) -> None:
-        prediction = self(batch)
+        prediction = in_single(self(batch))
         self.task.update(metrics, prediction, batch)
         loss = self.task.loss(prediction, batch)
         self.mean_loss.update(loss.expand(self.task.samples(batch)))

@@ -50,6 +50,10 @@ class Task(ABC):
         Both are to be whole: nothing is gathered from other processes.
         """
 
+    def as_batch(self, samples: Any) -> Any:
+        """What a network is given of what a model is called with: a batch as it is."""
+        return samples
+
     def drawn(self, prediction: Tensor, batch: Any) -> Any | None:
         """The batch with targets drawn from the distribution that is predicted; None if none is.
 

@@ -184,6 +184,7 @@ def test_a_run_leaves_one_folder_with_all_that_is_needed(finished):
     report = report_of(finished)
     assert report["data"]["source"] == "generated"
     assert report["steps"] == 20
+    assert report["averaging"] == config["callbacks"]["ema"]["decay"]
     for fact in (
         "parameters",
         "graphs_per_second",
@@ -277,6 +278,7 @@ def test_the_last_screen_says_so_when_the_model_is_not_ahead(metric_better, caps
         "seed": 0,
         "parameters": 1,
         "steps": 1,
+        "averaging": 0.99 if metric_better else None,
         "data": {"task": "t", "source": "official", "limit": None},
         "selected": {"metric": "val/ap"},
         "test": {"ap": score},
@@ -289,6 +291,7 @@ def test_the_last_screen_says_so_when_the_model_is_not_ahead(metric_better, caps
     screen = capsys.readouterr().out
     assert ("x is NOT better than the baseline_atoms" in screen) != metric_better
     assert "NOT better than the constant" not in screen
+    assert ("weights averaged with decay 0.99" in screen) == metric_better
 
 
 def test_a_changed_tree_is_dirty_unless_results_alone_changed(tmp_path, monkeypatch):

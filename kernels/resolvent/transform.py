@@ -54,7 +54,7 @@ def plan_of(batch: Data) -> Plan:
         return batch.plan
     known = "elimination_round" in batch
     return make_plan(
-        batch.edge_index,
+        batch.edge_index.long(),
         batch.num_nodes,
         batch.ptr,
         Elimination(batch.elimination_round, batch.fill_index) if known else None,

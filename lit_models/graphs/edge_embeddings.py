@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.data import Batch
-from torch_geometric.nn import global_mean_pool
 
 from lit_models.graphs.gated_gcn import normalise
 from lit_models.graphs.heads import GraphHead
@@ -184,7 +183,7 @@ class EdgeEmbeddings(nn.Module):
     of degree d has d² edges, is never built; see `Edges`. The initial state is a linear map of both
     ends' features, plus the mean of the features of the edge's own entries where there are any; it
     is the only place where node features enter. A node's vector is the mean of its edges, zero
-    where it has none; a graph's that of all edges.
+    where it has none; a graph's that of all edges, or what its head's pooling says.
 
     Without direction and not `oriented`, the map is applied to the sum of the two ends, as an edge
     has no first end. `oriented` concatenates them, the node with the smaller number first: the
@@ -234,7 +233,8 @@ class EdgeEmbeddings(nn.Module):
             sums = edges.sum_of_neighbours(h).unflatten(1, (edges.relations, -1))
             h = block(h, (sums * share).flatten(1))
         if isinstance(self.head, GraphHead):
-            return self.head.mlp(global_mean_pool(h, batch.batch[edges.source], batch.num_graphs))
+            of_graph = batch.batch[edges.source]
+            return self.head.mlp(self.head.pool(h, of_graph, batch.num_graphs))
         return self.head(edges.mean_at_nodes(h), batch)
 
 

@@ -6,18 +6,33 @@ Chimera paper uses.
 
 from torch import Tensor, nn
 from torch_geometric.data import Batch
-from torch_geometric.nn import global_mean_pool
+from torch_geometric.nn import global_add_pool, global_max_pool, global_mean_pool
+
+POOLINGS = {"mean": global_mean_pool, "sum": global_add_pool, "max": global_max_pool}
 
 
 class GraphHead(nn.Module):
-    """Mean over the nodes, then a residual MLP: [N, width] → [G, out]."""
+    """The mean, sum or maximum over the nodes, then a residual MLP: [N, width] → [G, out].
 
-    def __init__(self, width: int, num_outputs: int, dropout: float = 0.0):
+    Args:
+        width: channels of the nodes.
+        num_outputs: of the task.
+        dropout: probability, in the MLP.
+        pooling: `mean`, `sum`, which knows how many nodes there are, or `max`, by channel.
+
+    Raises:
+        ValueError: another `pooling`.
+    """
+
+    def __init__(self, width: int, num_outputs: int, dropout: float = 0.0, pooling: str = "mean"):
         super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"Expected a pooling of {', '.join(POOLINGS)}, got {pooling!r}.")
+        self.pool = POOLINGS[pooling]
         self.mlp = ResidualMLP(width, num_outputs, dropout)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.mlp(global_mean_pool(x, batch.batch, batch.num_graphs))
+        return self.mlp(self.pool(x, batch.batch, batch.num_graphs))
 
 
 class ResidualMLP(nn.Module):

@@ -5,7 +5,7 @@ Shapes: N nodes, E edges.
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch
@@ -58,7 +58,7 @@ class MessagePassingBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "N width"],
-        edge_attr: Float[Tensor, "E width"] | Int[Tensor, "E features"],
+        edge_attr: Shaped[Tensor, "E features"],
         edge_index: Int[Tensor, "2 E"],
     ) -> Float[Tensor, "N width"]:
         return x + self.dropout(F.gelu(self.norm(self.conv(x, edge_index, edge_attr))))

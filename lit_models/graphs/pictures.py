@@ -63,7 +63,7 @@ class GraphPictures(Callback):
         for name, layer in layers.items():
             x, edge_attr = seen[name][:2]
             for channel, delta in layer.deltas(x, edge_attr)._asdict().items():
-                if delta is not None:
+                if delta is not None and delta.numel():  # graphs may have no edges
                     board.add_histogram(f"delta_{channel}/{name}", delta.float().cpu(), step)
         if layers:
             matrices = {
@@ -72,6 +72,7 @@ class GraphPictures(Callback):
             board.add_figure("resolvent", draw_resolvents(matrices, graphs[0]), step)
         if "smiles" in graphs[0] and module.task.level == "graph":
             names = trainer.datamodule.label_names
+            names = names or [str(i) for i in range(prediction.shape[1])]
             picture = draw_molecules(graphs, prediction.float().cpu(), names, module.task.selection)
             if picture is not None:
                 board.add_image("molecules", picture, step, dataformats="HWC")
@@ -90,8 +91,8 @@ def first_resolvent(layer: ChimeraLayer, inputs: tuple) -> Tensor:
 def draw_resolvents(matrices: dict[str, Tensor], graph: Data) -> Figure:
     """|L| of each layer, on a logarithmic scale, beside the graph's shortest-path distances."""
     source, target = graph.edge_index.tolist()
-    adjacency = coo_array((np.ones(len(source)), (source, target)), (graph.num_nodes,) * 2)
-    distance = shortest_path(adjacency, unweighted=True)
+    ends = coo_array((np.ones(len(source)), (source, target)), (graph.num_nodes,) * 2)
+    distance = shortest_path(ends.tocsr(), unweighted=True)
     panels = {f"log₁₀ |L|, {name}": m.clamp(min=1e-12).log10() for name, m in matrices.items()}
     panels["graph distance in edges"] = np.where(np.isinf(distance), np.nan, distance)
     figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
@@ -115,8 +116,8 @@ def draw_molecules(
     except ImportError as error:
         warnings.warn(f"No pictures of molecules: RDKit cannot draw here ({error}).", stacklevel=1)
         return None
-    describe = describe_labels if metric == "ap" else describe_values
-    legends = [describe(g.y[0], p, names) for g, p in zip(graphs, prediction, strict=True)]
+    describe = {"ap": describe_labels, "accuracy": describe_class}.get(metric, describe_values)
+    legends = [describe(g.y.flatten(), p, names) for g, p in zip(graphs, prediction, strict=True)]
     options = Draw.rdMolDraw2D.MolDrawOptions()
     options.legendFontSize, options.legendFraction = 22, 0.2
     png = Draw.MolsToGridImage(
@@ -133,11 +134,20 @@ def draw_molecules(
 def describe_labels(target: Tensor, logits: Tensor, names: list[str]) -> str:
     """True labels, and the three most probable ones."""
     true = [name for name, value in zip(names, target.tolist(), strict=True) if value == 1]
-    probability, order = logits.sigmoid().topk(3)
-    likely = [
-        f"{names[i]} {p:.2f}" for i, p in zip(order.tolist(), probability.tolist(), strict=True)
-    ]
-    return f"true: {', '.join(true) or 'none'}\npredicted: {', '.join(likely)}"
+    return f"true: {', '.join(true) or 'none'}\npredicted: {likeliest(logits.sigmoid(), names)}"
+
+
+def describe_class(target: Tensor, logits: Tensor, names: list[str]) -> str:
+    """The true class, and the three most probable ones."""
+    true = names[int(target)]
+    return f"true: {true}\npredicted: {likeliest(logits.softmax(dim=0), names)}"
+
+
+def likeliest(probabilities: Tensor, names: list[str]) -> str:
+    """The three most probable names, or all where they are fewer."""
+    values, order = probabilities.topk(min(3, len(names)))
+    pairs = zip(order.tolist(), values.tolist(), strict=True)
+    return ", ".join(f"{names[i]} {value:.2f}" for i, value in pairs)
 
 
 def describe_values(target: Tensor, values: Tensor, names: list[str]) -> str:

@@ -4,15 +4,16 @@ A data configuration of graphs names one of these.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from lit_models.graphs.metrics import (
     AveragePrecision,
@@ -21,7 +22,8 @@ from lit_models.graphs.metrics import (
     MeanReciprocalRank,
     MeanSquaredError,
 )
-from lit_models.task import Task
+from lit_models.module import UnfitDataError
+from lit_models.task import Task, drawn_classes
 
 Level = Literal["graph", "node", "pair"]
 
@@ -47,6 +49,16 @@ class GraphTask(Task):
     @abstractmethod
     def constant(self, target: Tensor) -> Tensor:
         """The best prediction [num_outputs] that looks at nothing, from all training targets."""
+
+    def as_batch(self, samples: Batch | Data | Sequence[Data]) -> Batch:
+        """A batch, also of a single graph or a list of them, whose edges are int64."""
+        if not isinstance(samples, Batch):
+            samples = Batch.from_data_list([samples] if isinstance(samples, Data) else samples)
+        if samples.edge_index.dtype == torch.int64:
+            return samples
+        batch = copy(samples)
+        batch.edge_index = samples.edge_index.long()
+        return batch
 
     def update(self, metrics: MetricCollection, prediction: Tensor, batch: Batch) -> None:
         metrics.update(prediction, self.target(batch))
@@ -75,8 +87,7 @@ class MultilabelClassification(GraphTask):
     selection = "ap"
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        present = ~batch.y.isnan()
-        return F.binary_cross_entropy_with_logits(prediction[present], batch.y[present])
+        return over_present(F.binary_cross_entropy_with_logits, prediction, batch.y)
 
     def drawn(self, prediction: Tensor, batch: Batch) -> Batch:
         drawn = copy(batch)
@@ -102,6 +113,65 @@ class MultilabelClassification(GraphTask):
         return target.nanmean(dim=0).logit(eps=1e-6)
 
 
+class GraphClassification(GraphTask):
+    """One of `num_outputs` classes per graph, two or more; cross-entropy, accuracy and macro F1.
+
+    y is of integers, one a graph, [G] or [G, 1], the first class 0, as in TU's data sets.
+
+    Raises:
+        ValueError: fewer than two classes.
+        UnfitDataError: another y.
+    """
+
+    level = "graph"
+    selection = "accuracy"
+    trivial = "majority"
+
+    def __init__(self, num_outputs: int):
+        if num_outputs < 2:
+            raise ValueError(
+                f"Expected two classes or more, got task.num_outputs={num_outputs}: a binary label "
+                "has task.num_outputs=2."
+            )
+        super().__init__(num_outputs)
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(prediction, self.target(batch))
+
+    def drawn(self, prediction: Tensor, batch: Batch) -> Batch:
+        drawn = copy(batch)
+        drawn.y = drawn_classes(prediction)
+        return drawn
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(self.num_outputs, average="micro"),
+                "f1": MacroF1(self.num_outputs),
+            },
+            compute_groups=False,
+        )
+
+    def target(self, batch: Batch) -> Tensor:
+        y = batch.y
+        if y.is_floating_point() or y.numel() != batch.num_graphs:
+            raise UnfitDataError(
+                f"Expected y of integers, the class of each of {batch.num_graphs} graphs, got "
+                f"{y.dtype} of shape {list(y.shape)}: set y to one number a graph, or "
+                "task._target_ to MultilabelClassification."
+            )
+        low, high = y.aminmax()
+        if low < 0 or high >= self.num_outputs:
+            raise UnfitDataError(
+                f"Expected classes from 0 to {self.num_outputs - 1}, got {int(low)} to "
+                f"{int(high)}: number classes from 0 on, or raise task.num_outputs."
+            )
+        return y.flatten()
+
+    def constant(self, target: Tensor) -> Tensor:
+        return torch.bincount(target, minlength=self.num_outputs).float()
+
+
 class Regression(GraphTask):
     """Real targets per graph, NaN where one is missing; absolute error as loss and metric."""
 
@@ -110,8 +180,7 @@ class Regression(GraphTask):
     maximise = False
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        present = ~batch.y.isnan()
-        return F.l1_loss(prediction[present], batch.y[present])
+        return over_present(F.l1_loss, prediction, batch.y)
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"mae": MeanAbsoluteError()})
@@ -150,7 +219,8 @@ class NodeClassification(GraphTask):
     """One class per node; cross-entropy weighted against frequent classes, macro F1.
 
     A class that holds a share s of the batch's nodes has weight 1 − s, as in the benchmark's
-    reference code (Dwivedi et al., arXiv:2206.08164).
+    reference code (Dwivedi et al., arXiv:2206.08164), and one that holds all of them 1: weights
+    that are all equal cancel.
     """
 
     level = "node"
@@ -158,7 +228,8 @@ class NodeClassification(GraphTask):
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         counts = torch.bincount(batch.y, minlength=self.num_outputs)
-        weight = (1 - counts / batch.y.numel()).to(prediction.dtype)
+        share = counts / batch.y.numel()
+        weight = torch.where(share < 1, 1 - share, 1.0).to(prediction.dtype)
         return F.cross_entropy(prediction, batch.y, weight=weight)
 
     def metrics(self) -> MetricCollection:
@@ -183,7 +254,7 @@ class ContactPrediction(GraphTask):
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         head, tail = batch.edge_label_index
         logit = (prediction[head] * prediction[tail]).sum(dim=-1)
-        return F.binary_cross_entropy_with_logits(logit, self.target(batch))
+        return over_present(F.binary_cross_entropy_with_logits, logit, self.target(batch))
 
     def metrics(self) -> MetricCollection:
         return MetricCollection(
@@ -207,3 +278,13 @@ class ContactPrediction(GraphTask):
             nodes = prediction[first:last]
             pairs = batch.edge_label_index[:, here] - first
             metrics.update(nodes @ nodes.T, pairs, batch.edge_label[here])
+
+
+def over_present(
+    loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor
+) -> Tensor:
+    """The mean loss of the entries whose target is no NaN; 0 where there are none."""
+    present = ~target.isnan()
+    if not present.any():
+        return prediction[present].sum()  # 0, as well as its gradient
+    return loss(prediction[present], target[present])

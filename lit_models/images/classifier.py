@@ -102,7 +102,7 @@ class LitImageClassifier(LitModule):
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         super().test_step(batch, batch_idx)
-        images, label = batch["image"], batch["label"]
+        images, label = self.in_precision(batch["image"]), batch["label"]
         for side in self.test_resolutions:
             prediction = self.net.of_images(resized(images, side))
             self.view_metrics[f"accuracy_{side}"].update(prediction, label)

@@ -72,7 +72,7 @@ class ImagePictures(Callback):
         data, board = trainer.datamodule, trainer.logger.experiment
         batch = next(iter(data.val_dataloader()))
         batch = {name: value[: self.images] for name, value in batch.items()}
-        batch = trainer.strategy.batch_to_device(batch)
+        batch = module.in_precision(trainer.strategy.batch_to_device(batch))
         encoder, step = module.net.encoder, trainer.global_step
         figure = draw_maps({"|∂ features / ∂ pixels|": receptive_field(encoder, batch["image"])})
         board.add_figure("receptive_field", figure, step)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.autograd import refuse_second_derivatives
+from lit_models.task import in_single
 
 Map = Callable[[Tensor], Tensor]
 Solver = Literal["anderson", "broyden", "plain"]
@@ -183,16 +184,17 @@ class _Anderson:
         place = self.seen % self.how.memory
         self.points[:, place], self.images[:, place] = z.flatten(1), image.flatten(1)
         self.seen += 1
-        X, F = (x[:, : self.seen] for x in (self.points, self.images))
+        # No weight could be solved for in 16 bits.
+        X, F = (in_single(x[:, : self.seen]) for x in (self.points, self.images))
         gram = (F - X) @ (F - X).mT
         size = gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-        eye = torch.eye(gram.shape[1], dtype=z.dtype, device=z.device)
+        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=z.device)
         weight, _ = torch.linalg.solve_ex(
             gram + self.how.ridge * size * eye, torch.ones_like(eye[:, :1])
         )
         weight = (weight / weight.sum(dim=1, keepdim=True)).mT
         mixed = self.how.mixing * (weight @ F) + (1 - self.how.mixing) * (weight @ X)
-        mixed = mixed.view_as(z)
+        mixed = mixed.to(z.dtype).view_as(z)
         sound = mixed.flatten(1).isfinite().all(dim=1)
         return _where(sound, mixed, image)
 

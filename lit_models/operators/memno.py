@@ -137,10 +137,10 @@ class LitMemNO(LitOperator):
         super().__init__(net, optimisation, **options)
 
     def _predict(self, frames: Tensor) -> Tensor:
-        return self.net(frames)[0][:, -1]
+        return self.net(self.in_precision(frames))[0][:, -1]
 
     def _read(self, frames: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        predicted, state = self.net(frames, state)
+        predicted, state = self.net(self.in_precision(frames), state)
         return (frames + predicted if self.residual else predicted), state
 
     def _following(self, true: Tensor, steps: int) -> Tensor:

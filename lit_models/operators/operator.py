@@ -146,7 +146,7 @@ class LitOperator(LitModule):
         return relative_l2(self.states.inverse(predicted), target)
 
     def _predict(self, frames: Float[Tensor, "B H I *points"]) -> Float[Tensor, "B C *points"]:
-        return self.net(frames.flatten(1, 2))
+        return self.net(self.in_precision(frames).flatten(1, 2))
 
     def _step(self, frames: Float[Tensor, "B H I *points"]) -> Float[Tensor, "B C *points"]:
         predicted = self._predict(frames)
