@@ -105,13 +105,6 @@ def why_not_validated(trainer: L.Trainer) -> str:
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         why = f"trainer.max_epochs is {trainer.max_epochs} and max_steps {trainer.max_steps}"
         return f"No epoch was validated, so no model was selected: {why}; raise them."
-    if trainer.num_training_batches == 0 or sum(trainer.num_val_batches) == 0:
-        return (
-            "No epoch was validated, so no model was selected: there were "
-            f"{trainer.num_training_batches} batches to train and {sum(trainer.num_val_batches)} "
-            "to validate; give both splits data, and raise trainer.limit_train_batches or "
-            "trainer.limit_val_batches where they are fractions."
-        )
     timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)
     if timer is not None and timer.time_remaining() <= 0:
         return (

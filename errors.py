@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import (
     HydraException,
@@ -24,6 +26,9 @@ from lit_models.module import NonFiniteError, UnfitDataError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS)
 """What the operating system says of a full disk, and of a place that may not be written."""
+UNFIT = re.compile(r"got an unexpected keyword|missing (a|\d+) required|got multiple values")
+QUOTES = "\"'"
+NOISE = ("full_key:", "object_type=", "reference_type=", "See https://", "^")
 
 
 class UserError(RuntimeError):
@@ -61,8 +66,10 @@ def explain(error: BaseException) -> str | None:
     """One sentence for an error that a user can cause, None for a bug."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # Hydra wraps what a constructor raised: a value that it refused is the user's to change.
+        place = str(error).rpartition("full_key: ")[2].strip()
+        if isinstance(error.__cause__, ImportError) and "Error locating target" in str(error):
+            return f"{place}._target_ names nothing that can be imported: {_last(error.__cause__)}."
         if _is_unfit_call(error.__cause__):
-            place = str(error).rpartition("full_key: ")[2].strip()
             return f"{place} has other keys than these ({error.__cause__}): correct them."
         refused = isinstance(error.__cause__, ValueError)
         return first_line(error.__cause__) if refused else explain(error.__cause__)
@@ -95,10 +102,25 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def _last(error: BaseException) -> str:
+    """The error that an error was raised from in the first place, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()).rstrip(".")
+
+
 def _is_unfit_call(error: BaseException) -> bool:
     """Whether Hydra called something with keys of a config that it does not take."""
-    called = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, TypeError) and called[-1].name == "_call_target"
+    if not (isinstance(error, TypeError) and UNFIT.search(str(error))):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    hydras = max((i for i, f in enumerate(frames) if f.name == "_call_target"), default=-1)
+    # An unfit call that our own code makes is a bug.
+    return not any(_is_ours(Path(frame.filename)) for frame in frames[hydras + 1 :])
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_relative_to(Path(__file__).parent) and "site-packages" not in path.parts
 
 
 def _unwritable(error: OSError) -> str:
@@ -129,10 +151,6 @@ def sentence_of(error: BaseException) -> str:
 
 def _small(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-QUOTES = "\"'"
-NOISE = ("full_key:", "object_type=", "reference_type=", "See https://", "^")
 
 
 def first_line(error: BaseException) -> str:

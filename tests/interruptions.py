@@ -7,7 +7,8 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+
+from lit_models.graphs.bag_of_atoms import BagOfAtomsNet, LitBagOfAtoms
 
 
 class KillAt(Callback):
@@ -40,15 +41,19 @@ class StopAtEnd(Callback):
             raise KeyboardInterrupt
 
 
-class Opaque(nn.Module):
+class OpaqueNet(BagOfAtomsNet):
     """A network whose state torch.load(weights_only=True) refuses."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
 
     def get_extra_state(self) -> object:
         return Path("anywhere")
+
+
+class OpaqueModel(LitBagOfAtoms):
+    """Holds such a network."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.net.__class__ = OpaqueNet
 
 
 class PoisonAt(Callback):

@@ -230,6 +230,15 @@ def test_load_run_gives_the_selected_model_back(finished):
         assert torch.equal(value, checkpoint["state_dict"][name])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_network_of_another_library_is_trained_saved_and_loaded(tmp_path):
+    peer = "{_target_: neuralop.models.FNO, n_modes: [4], in_channels: 1, out_channels: 1, "
+    peer += "hidden_channels: 8, n_layers: 2}"
+    run = train_here(tmp_path, "fno_burgers", "~model.net", f"+model.net={peer}")
+    assert type(runs.load_run(run).net).__module__.startswith("neuralop.")
+    assert call_runs("eval", run) == pytest.approx(report_of(run)["test"], rel=1e-6)
+
+
 def test_eval_reproduces_the_report(finished):
     reported = report_of(finished)["test"]
     assert call_runs("eval", finished) == pytest.approx(reported, rel=1e-6)
