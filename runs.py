@@ -5,7 +5,6 @@ python runs.py eval runs/chimera_lrgb-…      (or: make eval RUN=…, make pred
 
 import csv
 import json
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,8 @@ from datamodules.images.module import ImageDataModule
 from datamodules.pde.module import PDEDataModule
 from datamodules.text.glue import GLUEDataModule
 from errors import UserError, one_sentence_errors
-from train import prepare_process, train
+from report import number
+from train import last_state, prepare_process, train
 
 
 def load_config(run: str | Path) -> DictConfig:
@@ -36,9 +36,10 @@ def load_config(run: str | Path) -> DictConfig:
         raise UserError(
             f"{run} is not the folder of a run, it holds no config.yaml: pass one from runs/."
         )
-    text = path.read_text()
-    # A run that was moved is where it is now, and so is all that lies in its folder.
-    return OmegaConf.create(text.replace(OmegaConf.create(text).run_dir, str(run)))
+    cfg = OmegaConf.load(path)
+    # A run that was moved is where it is now, and so is all in its folder, `${run_dir}/…`.
+    cfg.run_dir = str(Path(run))
+    return cfg
 
 
 def load_run(run: str | Path) -> L.LightningModule:
@@ -75,6 +76,8 @@ def evaluate(run: str | Path) -> dict[str, float]:
         accelerator="auto" if missing else cfg.trainer.accelerator,
         precision=cfg.trainer.precision,
         devices=1,
+        # Lightning would test what SLURM stopped at, of whatever run, where it finds that.
+        default_root_dir=Path(run) / "checkpoints",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -86,7 +89,7 @@ def evaluate(run: str | Path) -> dict[str, float]:
     reported = json.loads(path.read_text())["test"] if path.is_file() else {}
     print(f"{run}: test split, source {datamodule.source_used}")
     for name, value in metrics.items():
-        print(f"  {name:<40}{value:.6f}    reported {reported.get(name) or math.nan:.6f}")
+        print(f"  {name:<40}{value:.6f}    reported {number(reported.get(name)):.6f}")
     return metrics
 
 
@@ -192,8 +195,8 @@ def resume(run: str | Path) -> dict:
     cfg = load_config(run)
     if (Path(run) / "report.json").is_file():
         raise UserError(f"{run} is finished, it has a report.json: nothing is left to resume.")
-    last = Path(run) / "checkpoints" / "last.ckpt"
-    if not last.is_file():
+    last = last_state(Path(run))
+    if last is None:
         raise UserError(
             f"{run} was stopped before its first checkpoint: start again with "
             f"`make train EXP={cfg.experiment_name} SCALE={cfg.scale}`."

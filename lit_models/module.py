@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from lit_models.callbacks.cadence import batches_of_step
 from lit_models.task import Task, in_single
 
 
@@ -128,6 +129,7 @@ class LitModule(L.LightningModule):
         # Not by `log`: Lightning rounds the mean number of a process's samples down.
         self.mean_loss = MeanMetric(nan_strategy="disable")
         self.net = net
+        self.register_state_dict_post_hook(_leave_what_cannot_be_loaded)
 
     def forward(self, batch: Any) -> Tensor:
         return self.net(self.in_precision(self.task.as_batch(batch)))
@@ -204,6 +206,12 @@ class LitModule(L.LightningModule):
         """The mean over a batch's samples of what training minimises."""
         return self.task.loss(in_single(self(batch)), batch)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # Lightning divides by the batches of a whole step, also in an epoch's last one, which has
+        # the batches that are left.
+        left, whole = batches_of_step(self.trainer), self.trainer.accumulate_grad_batches
+        super().backward(loss if left == whole else loss * (whole / left), *args, **kwargs)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norm = torch.nn.utils.get_total_norm(gradients_of(self))
         if isinstance(norm, DTensor):
@@ -258,6 +266,19 @@ class LitModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         return self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))
+
+
+def _leave_what_cannot_be_loaded(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Take out of a state_dict what a foreign network added that is no state of a module.
+
+    `load_state_dict` would refuse it, and `torch.load(weights_only=True)` the classes in it; the
+    networks of neuraloperator add their constructor's arguments.
+    """
+    for key in [*state_dict]:
+        if not isinstance(state_dict[key], Tensor) and not key.endswith("_extra_state"):
+            del state_dict[key]
 
 
 def gradients_of(module: nn.Module) -> list[Tensor]:

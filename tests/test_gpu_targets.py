@@ -175,18 +175,3 @@ def test_a_training_stopped_in_time_goes_on_elsewhere_loss_for_loss(bundle, tmp_
         assert report_of(resumed)[fact] == report_of(whole)[fact]
     train_on_gpu_machine(bare)
     assert "is finished already" in capsys.readouterr().out
-
-
-def test_checkpoints_that_moved_know_where_they_are():
-    states = {
-        "best": {
-            "dirpath": "/a/run/checkpoints",
-            "best_model_path": "/a/run/checkpoints/best.ckpt",
-            "best_k_models": {"/a/run/checkpoints/best.ckpt": 0.5},
-            "best_model_score": 0.5,
-        },
-        "progress": {},
-    }
-    gpu_train.relocate({"callbacks": states}, Path("/b/run/checkpoints"))
-    assert "/a/" not in str(states)
-    assert states["best"]["best_k_models"] == {"/b/run/checkpoints/best.ckpt": 0.5}

@@ -18,7 +18,7 @@ from tools.list_experiments import EXPERIMENTS, header
 
 ROOT = Path(__file__).parent.parent
 OURS = {"kernels", "lit_models", "datamodules", "studies", "ledger", "tools"}
-OURS |= {"train", "runs", "report", "reproduce", "errors"}
+OURS |= {"train", "runs", "report", "reproduce", "checks", "errors"}
 ALLOWED = {
     "kernels": {"kernels"},
     "lit_models": {"lit_models", "kernels"},
