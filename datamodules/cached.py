@@ -50,6 +50,7 @@ class CachedDataModule(DataModule):
         self.cache_dir, self.limit = Path(cache_dir).expanduser(), limit
         self._folder: Path | None = None
         self._meta: dict[str, Any] = {}
+        self._kept: dict[str, Tensor] = {}
 
     @abstractmethod
     def plan(self) -> CachePlan:
@@ -102,7 +103,12 @@ class CachedDataModule(DataModule):
             if self.limit is not None and self.limit < len(dataset):
                 kept = torch.arange(self.limit) * len(dataset) // self.limit
                 dataset = dataset.index_select(kept)
+                self._kept[split] = kept
             setattr(self, f"{split}_dataset", dataset)
+
+    @property
+    def test_numbers(self) -> Tensor:
+        return self._kept["test"] if "test" in self._kept else super().test_numbers
 
     @property
     def fingerprint(self) -> str:
