@@ -182,7 +182,7 @@ def test_a_place_where_no_run_can_be(tmp_path):
 
 def test_a_model_that_could_not_be_read_again(tmp_path):
     opaque = (
-        "model._target_=tests.interruptions.OpaqueModel",
+        "model.net._target_=tests.interruptions.OpaqueNet",
         f"data.cache_dir={tmp_path / 'data'}",
     )
     text = sentence_of(train_here, tmp_path, "baseline_atoms", *opaque)

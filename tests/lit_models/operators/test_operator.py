@@ -23,7 +23,7 @@ MEAN, STD = torch.tensor([1.0, -30.0]), torch.tensor([2.0, 50.0])
 def make(history=H, **options):
     """Of a convolution with random weights, in units in which its channels are alike."""
     net = nn.Conv1d(history * C, C, 3, padding=1, padding_mode="circular")
-    model = LitOperator(net, Optimisation(), channels=C, **options)
+    model = LitOperator(Forecast(), net, Optimisation(), channels=C, **options)
     model.states.adopt(SimpleNamespace(mean=MEAN, std=STD))
     return model
 
@@ -180,7 +180,7 @@ def test_a_rollout_that_blows_up_has_an_infinite_error():
 
 
 def test_a_steady_problem_normalises_inputs_and_solution_apart():
-    model = LitOperator(nn.Conv1d(1, 2, 1), Optimisation(), channels=2, inputs=1)
+    model = LitOperator(SteadySolution(), nn.Conv1d(1, 2, 1), Optimisation(), channels=2, inputs=1)
     model.states.adopt(SimpleNamespace(mean=MEAN, std=STD))
     model.given.adopt(SimpleNamespace(mean=torch.tensor([7.0]), std=torch.tensor([3.0])))
     given = torch.randn(4, 1, 1, N)
@@ -253,7 +253,7 @@ def test_data_that_do_not_fit_are_said_before_training(changed, message):
 
 
 def test_a_network_with_other_outputs_is_said():
-    model = LitOperator(nn.Conv1d(H * C, 5, 1), Optimisation(), channels=C)
+    model = LitOperator(Forecast(), nn.Conv1d(H * C, 5, 1), Optimisation(), channels=C)
     model.trainer = SimpleNamespace(datamodule=data(), precision="32-true")
     with pytest.raises(UnfitDataError, match=r"makes \[5, 16\] of frames"):
         model.setup("fit")
