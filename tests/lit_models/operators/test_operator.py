@@ -261,6 +261,7 @@ def test_a_network_with_other_outputs_is_said():
 
 SHORT = ("data.samples=[6,2,3]", "data.frames=6", "data.last_time=0.5")
 RANDOM = (
+    "trainer.limit_train_batches=null",
     *SHORT,
     "data.batch_size=3",
     "trainer.max_epochs=2",
