@@ -106,10 +106,12 @@ def predict(run: str | Path, smiles: str | Path | None = None) -> Path:
     Of graphs to predictions.csv, one line per output row of the model: the number of its graph in
     the whole test split, whatever data.limit, its node in the graph where the task is about nodes,
     and the raw outputs (logits, values or vectors). Of fields to predictions.hdf5, in PDEBench's
-    layout and the equation's units: of every window of the test split the frames that follow, and
-    in `sample` and `first` its trajectory's number in the data's files and the number of its first
-    frame there. Of sentences and images to predictions.csv, one line each: its number in the whole
-    test split, of MNLI matched genres first, and raw outputs.
+    layout and the equation's units: of every window of the test split the frames that are
+    predicted, in `sample` its trajectory's number in the data's files, and in `first_predicted` the
+    number there of the first predicted frame. The attribute `history` counts the frames that were
+    given before it (0 where the problem is steady); from one frame to the next there are
+    `time_stride` in the files. Of sentences and images to predictions.csv, one line each: its
+    number in the whole test split, of MNLI matched genres first, and raw outputs.
     They are computed on the CPU in float32.
 
     Args:
@@ -275,12 +277,15 @@ def _write_fields(
     if datamodule.refined:
         loader = loader[0]
     names, path = datamodule.channels, run / "predictions.hdf5"
+    history = 0 if datamodule.inputs else datamodule.history
+    stride = datamodule.sampling.time_stride
     with h5py.File(path, "w") as file:
-        file.attrs["channels"] = names
+        file.attrs.update(channels=names, history=history, time_stride=stride)
         for places, batch in zip(loader.batch_sampler, loader, strict=True):
             with torch.inference_mode():
                 fields = model(batch).movedim(2, 0)
-            rows = {name: batch[name] for name in ("sample", "first")}
+            first = (batch["first"] + history) * stride
+            rows = {"sample": batch["sample"], "first_predicted": first}
             rows |= dict(zip(["tensor"] if len(names) == 1 else names, fields, strict=True))
             for name, values in rows.items():
                 values = values.numpy()

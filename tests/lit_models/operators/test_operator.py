@@ -304,11 +304,12 @@ def test_a_finished_run_keeps_its_units_evaluates_and_predicts(finished):
     assert call_runs("eval", finished) == pytest.approx(report["test"], rel=1e-5)
     with h5py.File(call_runs("predict", finished)) as file, h5py.File(data.paths()[0]) as truth:
         got = torch.from_numpy(file["tensor"][:]).double()
-        samples, first = file["sample"][:].tolist(), file["first"][:].tolist()
+        samples, first = file["sample"][:].tolist(), file["first_predicted"][:].tolist()
         assert file.attrs["channels"].tolist() == ["u"]
+        assert (file.attrs["history"], file.attrs["time_stride"]) == (1, 1)
         true = torch.from_numpy(truth["tensor"][:]).double()[samples]
     assert samples == [0, 1, 2]
-    assert first == [0, 0, 0]
+    assert first == [1, 1, 1]
     assert got.shape == (3, 5, 64)
     ratio = (got - true[:, 1:]).norm(dim=2) / true[:, 1:].norm(dim=2)
     assert report["test"]["nrmse"] == pytest.approx(float(ratio.mean()), rel=1e-5)
