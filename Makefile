@@ -47,10 +47,10 @@ results: setup ## render results/RESULTS.md and its figures from the claims' JSO
 
 resume eval predict: setup
 	@test -n "$(RUN)" || { echo 'error: name the folder of a run, for instance make $@ RUN=runs/…'; exit 1; }
-	$(RUN_PYTHON) runs.py $@ "$(RUN)"
+	$(RUN_PYTHON) runs.py $@ "$(RUN)" $(if $(SMILES),"$(SMILES)")
 resume: ## go on with an interrupted run: RUN=runs/…
 eval: ## test a run's selected checkpoint again: RUN=runs/…
-predict: ## write a run's test predictions to RUN/predictions.csv, of fields .hdf5: RUN=runs/…
+predict: ## write a run's test predictions to RUN/predictions.csv, of fields .hdf5, or those of a file of SMILES: RUN=runs/… [SMILES=file]
 
 keep: setup ## keep finished runs' reports and curves in results/runs: NAME=… RUNS="runs/… runs/…"
 	@test -n "$(NAME)" -a -n "$(RUNS)" || { echo 'error: name the result and the folders of runs, for instance make keep NAME=cifar10 RUNS="runs/A runs/B".'; exit 1; }

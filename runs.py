@@ -6,6 +6,7 @@ python runs.py eval runs/chimera_lrgb-…      (or: make eval RUN=…, make pred
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,12 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch_geometric.data import Data
 
 from datamodules.base import DataModule
+from datamodules.errors import DataError
 from datamodules.graphs.module import GraphDataModule
+from datamodules.graphs.molecules import ATOM_FEATURE_SIZES, smiles_to_graph, smiles_to_graphs
 from datamodules.pde.module import PDEDataModule
 from errors import UserError, one_sentence_errors
 from lit_models.graphs.tasks import GraphTask
@@ -25,6 +29,8 @@ from lit_models.operators.tasks import FieldTask
 from lit_models.text.tasks import SentenceTask
 from report import number
 from train import last_state, prepare_process, train
+
+MOLECULES_AT_ONCE = 128
 
 
 def load_config(run: str | Path) -> DictConfig:
@@ -45,7 +51,7 @@ def load_config(run: str | Path) -> DictConfig:
 
 
 def load_run(run: str | Path) -> L.LightningModule:
-    """The selected model of a run, in evaluation mode, whatever its class.
+    """The selected model of a run, in evaluation mode, whatever its class, with its `label_names`.
 
     The checkpoint is read with `weights_only=True`: it can run no code.
 
@@ -62,6 +68,7 @@ def load_run(run: str | Path) -> L.LightningModule:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])
+        model.on_load_checkpoint(checkpoint)
     except (RuntimeError, EOFError, KeyError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as the model of its config.yaml ({type(error).__name__}): "
@@ -95,27 +102,38 @@ def evaluate(run: str | Path) -> dict[str, float]:
     return metrics
 
 
-def predict(run: str | Path) -> Path:
-    """Write the test predictions of a run's selected model into its folder.
+def predict(run: str | Path, smiles: str | Path | None = None) -> Path:
+    """Write the test predictions of a run's selected model, or those of molecules, to its folder.
 
-    Of graphs to predictions.csv, one line per output row of the model: the index of its graph in
-    the test split, its node in the graph where the task is about nodes, and the raw outputs
-    (logits, values or vectors). Of fields to predictions.hdf5, in PDEBench's layout and the
-    equation's units: of every window of the test split the frames that follow, and in `sample` and
-    `first` its trajectory's number in the data's files and the number of its first frame there.
-    Of sentences and images to predictions.csv, one line each: its number in the test split, raw
-    outputs.
+    Of graphs to predictions.csv, one line per output row of the model: the number of its graph in
+    the whole test split, whatever data.limit, its node in the graph where the task is about nodes,
+    and the raw outputs (logits, values or vectors). Of fields to predictions.hdf5, in PDEBench's
+    layout and the equation's units: of every window of the test split the frames that are
+    predicted, in `sample` its trajectory's number in the data's files, and in `first_predicted` the
+    number there of the first predicted frame. The attribute `history` counts the frames that were
+    given before it (0 where the problem is steady); from one frame to the next there are
+    `time_stride` in the files. Of sentences and images to predictions.csv, one line each: its
+    number in the whole test split, of MNLI matched genres first, and raw outputs.
     They are computed on the CPU in float32.
 
+    Args:
+        run: folder of the run.
+        smiles: file of molecules to predict instead, one SMILES a line or a CSV file with a column
+            `smiles`; predictions-<name>.csv then has the number of its line, the SMILES and raw
+            outputs. No data are needed for that.
+
     Raises:
-        UserError: the run is of a language model, whose outputs are a number for every word.
+        UserError: the run is of a language model, whose outputs are a number for every word; or it
+            is to predict molecules and was not trained on any, or one of them cannot be read.
     """
+    if smiles is not None:
+        return _predict_molecules(Path(run), Path(smiles))
     _, model, datamodule = _prepare(run)
     writers = {
         GraphTask: _write_rows,
         FieldTask: _write_fields,
-        SentenceTask: partial(_write_samples, "sentence", "idx"),
-        ImageClassification: partial(_write_samples, "image", "index"),
+        SentenceTask: partial(_write_samples, "sentence"),
+        ImageClassification: partial(_write_samples, "image"),
     }
     write = next((w for kind, w in writers.items() if isinstance(model.task, kind)), None)
     if write is None:
@@ -131,11 +149,12 @@ def predict(run: str | Path) -> Path:
 def _write_rows(
     run: Path, model: L.LightningModule, datamodule: GraphDataModule
 ) -> tuple[Path, int]:
-    loader = datamodule.test_dataloader()
+    loader, numbers = datamodule.test_dataloader(), datamodule.test_numbers
     rows = []
-    for graphs, batch in zip(loader.batch_sampler, loader, strict=True):
+    for places, batch in zip(loader.batch_sampler, loader, strict=True):
         with torch.inference_mode():
             outputs = model(batch)
+        graphs = numbers[places].tolist()
         if model.task.level == "graph":
             owners = [(graph, "") for graph in graphs]
         else:
@@ -143,32 +162,114 @@ def _write_rows(
             owners = [(graph, node) for graph, size in sizes for node in range(size)]
         pairs = zip(owners, outputs.tolist(), strict=True)
         rows += [[*owner, *output] for owner, output in pairs]
-    return _write_csv(run, ["graph", "node"], rows, model, datamodule)
+    path = run / "predictions.csv"
+    _write_csv(path, ["graph", "node"], rows, model, datamodule.label_names)
+    return path, len(rows)
 
 
 def _write_samples(
-    owner: str, index: str, run: Path, model: L.LightningModule, datamodule: DataModule
+    owner: str, run: Path, model: L.LightningModule, datamodule: DataModule
 ) -> tuple[Path, int]:
-    """A line for each sample, whose number in the test split batches have under `index`."""
+    loader, numbers = datamodule.test_dataloader(), datamodule.test_numbers
     rows = []
-    for batch in datamodule.test_dataloader():
+    for places, batch in zip(loader.batch_sampler, loader, strict=True):
         with torch.inference_mode():
             outputs = model(datamodule.on_after_batch_transfer(batch, 0))
-        pairs = zip(batch[index].tolist(), outputs.tolist(), strict=True)
+        pairs = zip(numbers[places].tolist(), outputs.tolist(), strict=True)
         rows += [[number, *output] for number, output in pairs]
-    return _write_csv(run, [owner], rows, model, datamodule)
+    path = run / "predictions.csv"
+    _write_csv(path, [owner], rows, model, datamodule.label_names)
+    return path, len(rows)
+
+
+def _predict_molecules(run: Path, file: Path) -> Path:
+    prepare_process()
+    cfg, model = load_config(run), load_run(run)
+    features = _values_of("node_sizes", OmegaConf.to_container(cfg.model))
+    if model.task.level != "graph" or [*ATOM_FEATURE_SIZES] not in features:
+        raise UserError(
+            f"{run} was not trained to predict anything of molecules by the features of "
+            "datamodules.graphs.molecules, so it can predict nothing from SMILES: name another run."
+        )
+    lines, smiles = zip(*read_smiles(file), strict=True)
+    graphs, outputs = molecules(file, lines, smiles), []
+    with torch.inference_mode():
+        for first in range(0, len(graphs), MOLECULES_AT_ONCE):
+            outputs += model(graphs[first : first + MOLECULES_AT_ONCE]).tolist()
+    rows = [[line, text, *y] for line, text, y in zip(lines, smiles, outputs, strict=True)]
+    path = run / f"predictions-{file.stem}.csv"
+    _write_csv(path, ["line", "smiles"], rows, model, model.label_names)
+    print(f"{len(rows)} predictions on {file} in {path}")
+    return path
+
+
+def read_smiles(file: Path) -> list[tuple[int, str]]:
+    """The number of its line, from 1, and the SMILES of every molecule of a file.
+
+    Args:
+        file: one SMILES a line, what follows it ignored, or a CSV file with a column `smiles`.
+
+    Raises:
+        UserError: it cannot be read, or has none.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.reader(opened)
+            rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{file} cannot be read as a text file ({type(error).__name__}): name a file with one "
+            "SMILES a line, or a CSV file with a column `smiles`."
+        ) from error
+    header = [name.strip().lower() for name in rows[0][1]] if rows else []
+    if "smiles" in header:
+        column = header.index("smiles")
+        found = [(line, row[column].strip() if column < len(row) else "") for line, row in rows[1:]]
+    elif len(header) > 1:
+        raise UserError(
+            f"{file} has the columns {', '.join(header)}, and none of them is `smiles`: rename one."
+        )
+    else:
+        found = [(line, row[0].split()[0]) for line, row in rows]
+    if not found:
+        raise UserError(f"{file} holds no molecule: write one SMILES a line.")
+    return found
+
+
+def molecules(file: Path, lines: Sequence[int], smiles: Sequence[str]) -> list[Data]:
+    """A graph of every molecule of a file.
+
+    Raises:
+        UserError: one cannot be read; its line is named.
+    """
+    try:
+        return smiles_to_graphs(smiles)
+    except DataError:
+        for line, text in zip(lines, smiles, strict=True):
+            try:
+                smiles_to_graph(text)
+            except DataError as error:
+                raise UserError(f"Line {line} of {file}: {error}") from error
+        raise
+
+
+def _values_of(key: str, config: object) -> list:
+    """What stands under a key anywhere in a config."""
+    if isinstance(config, list):
+        return [found for part in config for found in _values_of(key, part)]
+    if not isinstance(config, dict):
+        return []
+    here = [config[key]] if key in config else []
+    return here + [found for part in config.values() for found in _values_of(key, part)]
 
 
 def _write_csv(
-    run: Path, owner: list[str], rows: list[list], model: L.LightningModule, datamodule: DataModule
-) -> tuple[Path, int]:
-    names = datamodule.label_names
+    path: Path, owner: list[str], rows: list[list], model: L.LightningModule, names: list[str]
+) -> None:
     if len(names) != model.task.num_outputs:
         names = [f"output_{i}" for i in range(model.task.num_outputs)]
-    path = run / "predictions.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([[*owner, *names], *sorted(rows)])
-    return path, len(rows)
 
 
 def _write_fields(
@@ -178,12 +279,15 @@ def _write_fields(
     if datamodule.refined:
         loader = loader[0]
     names, path = datamodule.channels, run / "predictions.hdf5"
+    history = 0 if datamodule.inputs else datamodule.history
+    stride = datamodule.sampling.time_stride
     with h5py.File(path, "w") as file:
-        file.attrs["channels"] = names
+        file.attrs.update(channels=names, history=history, time_stride=stride)
         for places, batch in zip(loader.batch_sampler, loader, strict=True):
             with torch.inference_mode():
                 fields = model(batch).movedim(2, 0)
-            rows = {name: batch[name] for name in ("sample", "first")}
+            first = (batch["first"] + history) * stride
+            rows = {"sample": batch["sample"], "first_predicted": first}
             rows |= dict(zip(["tensor"] if len(names) == 1 else names, fields, strict=True))
             for name, values in rows.items():
                 values = values.numpy()
@@ -219,7 +323,8 @@ def _prepare(run: str | Path) -> tuple[DictConfig, L.LightningModule, DataModule
 COMMANDS = {"eval": evaluate, "predict": predict, "resume": resume}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in COMMANDS:
-        sys.exit(f"usage: python runs.py {{{'|'.join(COMMANDS)}}} RUN")
+    command, *arguments = sys.argv[1:] or [""]
+    if command not in COMMANDS or len(arguments) not in (1, 1 + (command == "predict")):
+        sys.exit(f"usage: python runs.py {{{'|'.join(COMMANDS)}}} RUN, or: predict RUN SMILES")
     with one_sentence_errors():
-        COMMANDS[sys.argv[1]](sys.argv[2])
+        COMMANDS[command](*arguments)

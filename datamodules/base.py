@@ -111,6 +111,11 @@ class DataModule(L.LightningDataModule, ABC):
             loader.collate_fn = self.collate
         return loader
 
+    @property
+    def test_numbers(self) -> Tensor:
+        """int64 [samples]: of each test sample in the whole test split, which `limit` thins out."""
+        return torch.arange(len(self.test_dataset))
+
     def sizes(self, dataset: Dataset) -> Tensor:
         """int64 [samples]: what the budget of a batch counts; here all samples are alike."""
         return torch.ones(len(dataset), dtype=torch.int64)

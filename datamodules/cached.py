@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import SPLITS, DataModule
@@ -93,6 +94,7 @@ class CachedDataModule(DataModule):
         self.source_used: str | None = None
         self._folder: Path | None = None
         self._meta: dict[str, Any] = {}
+        self._kept: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -176,6 +178,7 @@ class CachedDataModule(DataModule):
             if self.limit is not None and self.limit < len(dataset):
                 kept = torch.arange(self.limit) * len(dataset) // self.limit
                 dataset = dataset.index_select(kept)
+                self._kept[split] = kept
             setattr(self, f"{split}_dataset", dataset)
 
     def given_folder(self) -> Path | None:
@@ -190,6 +193,10 @@ class CachedDataModule(DataModule):
                 "environment's DATA_DIR) does not exist: correct the path, or unset it to download."
             )
         return self.data_dir
+
+    @property
+    def test_numbers(self) -> Tensor:
+        return self._kept["test"] if "test" in self._kept else super().test_numbers
 
     @property
     def fingerprint(self) -> str:

@@ -491,10 +491,10 @@ class Planner:
         for factor, label in case.items():
             overrides |= self.claim.cases[factor][label] | what.when.get(label, {})
         overrides |= chosen | (last or {})
-        after = what.pretrained and self._other(what.pretrained.claim).pretraining(
-            what.pretrained, seed
-        )
-        if after:
+        after = None
+        if what.pretrained:
+            lender = self._other(what.pretrained.claim)
+            after = lender.pretraining(what.pretrained, seed)
             overrides |= {what.pretrained.place: f"${{run_dir}}/../{after.folder}"}
         try:
             make = self._study if what.study else self._training
@@ -527,6 +527,7 @@ class Planner:
         return self._others[claim]
 
     def _study(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
+        assert what.study is not None
         return OmegaConf.create({"study": what.study | overrides | {"seed": seed}})
 
     def _training(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:

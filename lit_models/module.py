@@ -116,6 +116,9 @@ class LitModule(L.LightningModule):
         net: maps a batch to the prediction.
         optimisation: optimiser and schedule.
         compile: torch.compile the network with dynamic shapes.
+
+    Attributes:
+        label_names: of the outputs, where the data have names; known of a model that was trained.
     """
 
     penalty: Penalty | None = None
@@ -125,6 +128,7 @@ class LitModule(L.LightningModule):
     ):
         super().__init__()
         self.task, self.optimisation, self.compile_net = task, optimisation, compile
+        self.label_names: list[str] = []
         self.val_metrics, self.test_metrics = task.metrics(), task.metrics()
         # Not by `log`: Lightning rounds the mean number of a process's samples down.
         self.mean_loss = MeanMetric(nan_strategy="disable")
@@ -182,6 +186,13 @@ class LitModule(L.LightningModule):
                 for block in module:
                     fully_shard(block, mesh=mesh)
         fully_shard(self.net, mesh=mesh)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = getattr(self.trainer.datamodule, "label_names", [])
+        checkpoint["label_names"] = [str(name) for name in names]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.label_names = checkpoint.get("label_names", [])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout of a step depends on seed, step and rank alone, so that a resumed run draws what

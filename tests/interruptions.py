@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lit_models.graphs.bag_of_atoms import BagOfAtomsNet, LitBagOfAtoms
+from lit_models.graphs.bag_of_atoms import BagOfAtoms
 
 
 class KillAt(Callback):
@@ -41,19 +41,11 @@ class StopAtEnd(Callback):
             raise KeyboardInterrupt
 
 
-class OpaqueNet(BagOfAtomsNet):
+class OpaqueNet(BagOfAtoms):
     """A network whose state torch.load(weights_only=True) refuses."""
 
     def get_extra_state(self) -> object:
         return Path("anywhere")
-
-
-class OpaqueModel(LitBagOfAtoms):
-    """Holds such a network."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.net.__class__ = OpaqueNet
 
 
 class PoisonAt(Callback):

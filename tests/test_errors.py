@@ -68,7 +68,7 @@ def test_a_setting_that_cannot_be_made_names_the_remedy(tmp_path, override, told
 @pytest.mark.parametrize(
     "override",
     [
-        "model.width=three",
+        "model.net.width=three",
         "+model.nowhere=${nowhere}",
         "callbacks.last.filename=${nowhere}",
         "+callbacks.odd={_target_: nowhere.Nothing}",
@@ -87,7 +87,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, override, capsys):
     # Nothing of Hydra's stands before our sentence.
     told = stopped.type is SystemExit
     assert told != ("Error executing job" in capsys.readouterr().err)
-    assert told == (override != "model.width=three")
+    assert told == (override != "model.net.width=three")
 
 
 def test_a_start_that_fails_leaves_a_folder_that_was_there(tmp_path):
@@ -182,7 +182,7 @@ def test_a_place_where_no_run_can_be(tmp_path):
 
 def test_a_model_that_could_not_be_read_again(tmp_path):
     opaque = (
-        "model._target_=tests.interruptions.OpaqueModel",
+        "model.net._target_=tests.interruptions.OpaqueNet",
         f"data.cache_dir={tmp_path / 'data'}",
     )
     text = sentence_of(train_here, tmp_path, "baseline_atoms", *opaque)

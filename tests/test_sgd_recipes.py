@@ -49,7 +49,7 @@ def test_batches_steps_and_network_of_a_cell(cell, method):
     assert cfg.trainer.max_epochs * batches / together == pytest.approx(5000, rel=0.05)
     assert cfg.model.optimisation.algorithm == "sgd"
     assert cfg.trainer.gradient_clip_val is None
-    assert cfg.callbacks.ema.decay == 0, "the last weights are tested"
+    assert cfg.callbacks.averaging.decay == 0, "the last weights are tested"
 
 
 @pytest.mark.parametrize("cell", PUBLISHED)

@@ -24,6 +24,7 @@ from lit_models.images.vgg import VGG
 from lit_models.layers.fixed_point import FixedPoint
 from lit_models.module import LitModule, Optimisation, UnfitDataError
 from lit_models.operators.operator import LitOperator
+from lit_models.operators.tasks import Forecast
 from tests.lit_models.images.fabricated import ENCODERS, GRID, image_model, pixels
 
 PENALTIES = [GradientNorm, FisherTrace, AverageJacobian, UnitJacobian]
@@ -340,7 +341,9 @@ def test_a_task_without_a_distribution_says_so():
 
 
 def test_a_model_that_makes_no_one_prediction_says_so():
-    model = LitOperator(nn.Conv1d(1, 1, 1), Optimisation(), channels=1, training="rollout")
+    model = LitOperator(
+        Forecast(), nn.Conv1d(1, 1, 1), Optimisation(), channels=1, training="rollout"
+    )
     batch = {"input": torch.randn(2, 1, 1, 8), "target": torch.randn(2, 3, 1, 8)}
     loss, term = GradientNorm(1.0).losses(model, batch)
     assert loss > 0
