@@ -46,7 +46,7 @@ def test_the_command(tmp_path):
 
 
 def test_windows_are_no_affair_of_the_command(tmp_path, monkeypatch, capsys):
-    words = ["advection", "scale=smoke", f"data.cache_dir={tmp_path}", "data.frames=1"]
+    words = ["advection", "scale=smoke", f"data.cache_dir={tmp_path}", "data.generate.frames=1"]
     monkeypatch.setattr(sys, "argv", ["generate", *words])
     main()
     assert "8 × 1 states of u on 64 points" in capsys.readouterr().out
