@@ -87,9 +87,10 @@ compile-kernels: setup ## compile the Triton kernels for sm_80 and sm_90; none m
 gallery: setup ## draw a trajectory of every PDE into docs/gallery
 	$(RUN_PYTHON) -m tools.gallery
 
-lint: setup ## check style and formatting
+lint: setup ## check style, formatting and types
 	$(RUN_PYTHON) -m ruff check .
 	$(RUN_PYTHON) -m ruff format --check .
+	$(VENV)/bin/basedpyright --pythonpath $(RUN_PYTHON)
 
 tensorboard: setup ## watch every run: http://localhost:6006
 	$(RUN_PYTHON) -m tensorboard.main --logdir runs $(ARGS)
