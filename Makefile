@@ -60,8 +60,8 @@ keep: setup ## keep finished runs' reports and curves in results/runs: NAME=… 
 test: setup ## the default test suite, no network and no GPU needed
 	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-slow: setup ## the tests that take minutes
-	$(RUN_PYTHON) -m pytest -m slow $(ARGS)
+test-slow: setup ## the tests that `make test` leaves out, before a release: [ARGS=…]
+	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -m slow -n 2 --dist worksteal $(ARGS)
 
 test-faults: setup ## plant faults in the kernels, one at a time: their tests must go red
 	$(RUN_PYTHON) -m tests.planted_faults $(ARGS)
@@ -131,7 +131,7 @@ gpu/SHA256SUMS:
 	@echo 'error: there is no gpu/ here: run `make gpu-bundle` on a machine with network and bring gpu/, or gpu-bundle.tar.gz.'; exit 1
 
 gpu-test: gpu-setup ## there: the kernels' tests, without those that have passed: [ARGS=--again]
-	$(GPU_RUN) -m pytest -p tools.gpu_tests -n logical --dist worksteal tests/kernels $(ARGS)
+	$(GPU_RUN) -m pytest -p tools.gpu_tests -m '' -n logical --dist worksteal tests/kernels $(ARGS)
 
 gpu-benchmark: gpu-setup ## there: the benchmarks, without those that are done: [ARGS=--again]
 	$(GPU_RUN) -m pytest -p tools.gpu_tests --benchmark $(ARGS)

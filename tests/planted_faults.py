@@ -593,7 +593,18 @@ def are_green(tests: str, fault: Fault | None = None) -> bool:
             mine = fault is not None and fault.file == file
             tree = planted(source, fault) if mine else ast.parse(source)
             (copy / file).write_text(ast.unparse(tree))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-m",
+            "",
+            "-p",
+            "no:cacheprovider",
+            tests,
+        ]
         command += ["-k", "not compile"]  # takes minutes, and no fault of ours stops a compiler
         return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode == 0
 

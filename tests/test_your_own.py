@@ -1,6 +1,5 @@
 """docs/your_own.md, executed: its files are written into a copy of the repository and trained."""
 
-import csv
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import h5py
 import pytest
 
 from tests.running import ROOT

@@ -34,6 +34,7 @@ def test_values_and_gradients_equal_the_reference(case, options):
     assert_equals_the_reference(CHAIN, case, torch.float32, TOLERANCE[torch.float32], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_every_variant
 @in_low_precision
@@ -41,6 +42,7 @@ def test_low_precision(case, options, dtype):
     assert_equals_the_reference(CHAIN, case, dtype, TOLERANCE[dtype], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_every_variant
 def test_tf32(case, options):
@@ -48,12 +50,14 @@ def test_tf32(case, options):
         assert_equals_the_reference(CHAIN, case, torch.float32, 2e-2, **options)
 
 
+@pytest.mark.slow
 @in_every_variant
 def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case, options):
     inputs = on_device(case(torch.float32, 0))
     assert_repeats_are_equal_bit_by_bit(chain_resolvent, inputs, options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_shape_checks")
 @in_every_variant
 def test_compiled_equals_eager_in_one_graph(case, options):
@@ -70,6 +74,7 @@ def test_nothing_enters_a_chain(reverse):
     assert_same_by_torch(partial(chain_resolvent, plan=plan), inputs, [unread])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="compiling needs no GPU")
 def test_every_kernel_compiles_without_spilling():
     """For sm_80 and sm_90, as launched on the benchmarks' inputs."""

@@ -54,6 +54,7 @@ def test_values_and_gradients_equal_the_reference(case):
     assert_equals_the_reference(case, torch.float32, 2e-5)
 
 
+@pytest.mark.slow
 @in_few_cases
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.bfloat16, LOW), (torch.float16, 2e-3)], ids=str
@@ -62,6 +63,7 @@ def test_low_precision(case, dtype, tolerance):
     assert_equals_the_reference(case, dtype, tolerance)
 
 
+@pytest.mark.slow
 @in_few_cases
 def test_tf32(case):
     torch.set_float32_matmul_precision("high")
@@ -77,6 +79,7 @@ def in_mixed_precision(case) -> dict:
     return inputs | {name: inputs[name].bfloat16() for name in "BCV"}
 
 
+@pytest.mark.slow
 @in_few_cases
 def test_autocast_changes_nothing(case):
     inputs = in_mixed_precision(case)
@@ -89,12 +92,14 @@ def test_autocast_changes_nothing(case):
     assert_close(got, with_gradients(GRID_DAGS.reference, in_float64(inputs)), LOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [1, 4000], ids=["one image", "some images"])
 def test_images_in_groups(memory, monkeypatch):
     monkeypatch.setattr(rows, "MEMORY", memory)
     assert_equals_the_reference(partial(corners, (3, 2, 2)), torch.float32, 2e-5)
 
 
+@pytest.mark.slow
 @in_few_cases
 def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch insists
@@ -109,6 +114,7 @@ def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case, monkeypa
         assert torch.equal(value, second[name])
 
 
+@pytest.mark.slow
 def test_nan_stays_in_its_image():
     inputs = on_device(corners((3, 2, 2), torch.float32, 0))
     spoilt = {name: inputs[name].clone() for name in GRID_DAGS.differentiable}
@@ -123,6 +129,7 @@ def test_nan_stays_in_its_image():
         assert torch.equal(images[::2], clean[::2])
 
 
+@pytest.mark.slow
 @in_few_cases
 def test_what_would_enter_a_grid_is_not_read(case):
     inputs = on_device(case(torch.float32, 0))
@@ -146,6 +153,7 @@ def test_what_would_enter_a_grid_is_not_read(case):
         assert not got["top"][d][:, -1 if "bottom" in root else 0].any()
 
 
+@pytest.mark.slow
 def test_inputs_need_not_be_contiguous():
     inputs = on_device(corners((2, 2, 2), torch.float32, 0))
     apart = {
@@ -156,6 +164,7 @@ def test_inputs_need_not_be_contiguous():
         assert torch.equal(value, want[name])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_shape_checks")
 @in_few_cases
 def test_compiled_equals_eager_in_one_graph(case):

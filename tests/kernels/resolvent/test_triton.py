@@ -43,6 +43,7 @@ def test_values_and_gradients_equal_the_reference(case, options):
     assert_equals_the_reference(RESOLVENT, case, torch.float32, tolerance, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_every_variant
 @in_low_precision
@@ -50,6 +51,7 @@ def test_low_precision(case, options, dtype):
     assert_equals_the_reference(RESOLVENT, case, dtype, TOLERANCE[dtype], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_every_variant
 def test_tf32(case, options):
@@ -65,6 +67,7 @@ def planned(case: str, front: int | None = None, **options) -> dict:
     return on_device(inputs) | {"schedule": schedule.to(DEVICE)}
 
 
+@pytest.mark.slow
 @forms
 @pytest.mark.parametrize("front", [0, 16, 1000])
 def test_fronts_of_any_size_give_the_same(form, front):
@@ -96,11 +99,13 @@ def test_a_scan_of_a_dag_takes_one_sweep(form):
         assert_close_by_rows(value, want[name], TOLERANCE[torch.float32])
 
 
+@pytest.mark.slow
 @in_every_variant
 def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case, options):
     assert_repeats_are_equal_bit_by_bit(resolvent, on_device(case(torch.float32, 0)), options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", RESOLVENT.gpu_variants.values(), ids=RESOLVENT.gpu_variants)
 def test_nan_stays_in_its_graph(options):
     graphs = [(spec.peptide, 20), (spec.general, 12), (spec.peptide, 20)]
@@ -136,6 +141,7 @@ def with_plan(case) -> dict:
     return inputs | {"plan": scheduled(plan)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_shape_checks")
 @in_every_variant
 @pytest.mark.parametrize("chosen", [False, True], ids=["", "form chosen"])
@@ -194,6 +200,7 @@ def test_kernels_on_a_cpu_say_what_to_do():
     assert "set TRITON_INTERPRET=1 before Python starts" in outside("-c", code).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="minutes of compiling that need no GPU")
 def test_every_kernel_compiles_without_spilling():
     """For sm_80 and sm_90, as launched on the benchmarks' inputs."""

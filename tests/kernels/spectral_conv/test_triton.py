@@ -57,6 +57,7 @@ def test_values_and_gradients_equal_the_reference(case):
     assert_equals_the_reference(case(torch.float32, 0), TOLERANCE[torch.float32])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_few
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_low_precision(case, dtype):
     assert_equals_the_reference(case(dtype, 0), TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tf32_as_on_a_gpu")
 @in_few
 def test_tf32(case):
@@ -83,6 +85,7 @@ def test_a_field_in_bfloat16_with_weights_in_float32():
     assert_equals_the_reference(inputs, TOLERANCE[torch.bfloat16])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("programs", [1, 4])
 @of_cases("line of several tiles", "plane of several tiles")
 def test_points_shared_out_among_programs(case, programs, monkeypatch):
@@ -91,6 +94,7 @@ def test_points_shared_out_among_programs(case, programs, monkeypatch):
     assert_equals_the_reference(case(torch.float32, 0), TOLERANCE[torch.float32])
 
 
+@pytest.mark.slow
 @of_cases("line", "plane", "plane, bias", "box, alone", "depthwise line")
 def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case):
     inputs = on_device(case(torch.float32, 0))
@@ -104,6 +108,7 @@ def test_repeats_are_equal_bit_by_bit_and_nothing_stays_unwritten(case):
         assert torch.equal(value, second[name])
 
 
+@pytest.mark.slow
 def test_nan_stays_in_its_sample():
     inputs = on_device(make((3, 2, 2), (5, 6), (1, 2), torch.float32, 0))
     want = with_gradients(spectral_conv, inputs, **BY_TRITON)
@@ -167,6 +172,7 @@ def test_only_what_the_gradients_need_is_kept(parts):
     assert fields == [3] * ("skip" in parts) + [4] * ("gelu" in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_shape_checks")
 @of_cases("plane", "plane, GELU", "depthwise line")
 def test_compiled_equals_eager_in_one_graph(case):
@@ -199,6 +205,7 @@ def test_what_the_kernels_cannot_do_is_refused():
             spectral_conv(**(inputs | change), **BY_TRITON)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="minutes of compiling that need no GPU")
 def test_kernels_compile_without_spilling():
     """Those of one layer, for sm_80 and sm_90; `make compile-kernels` compiles all."""
