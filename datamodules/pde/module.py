@@ -15,7 +15,7 @@ from datamodules.batching import BudgetLoader
 from datamodules.cache_folder import ensure
 from datamodules.errors import DataError
 from datamodules.pde.counts import check_count
-from datamodules.pde.equation import Equation, Steady
+from datamodules.pde.equation import Equation, Steady, either
 from datamodules.pde.generation import Generation, Recipe
 from datamodules.pde.layouts import TrajectoryFiles
 from datamodules.pde.releases import check_official
@@ -301,7 +301,7 @@ def _group(option: str, given: object, kind: type[Group]) -> Group:
     if given is None:
         return kind()
     if not isinstance(given, kind):
-        parts = " or ".join(f"{option}.{field.name}" for field in fields(kind))
+        parts = either([f"{option}.{field.name}" for field in fields(kind)])
         raise DataError(f"{option} is a group of options, got {given!r}: set {parts}.")
     return given
 
