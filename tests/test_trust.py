@@ -170,7 +170,7 @@ def test_a_run_that_slurm_stopped_goes_on_where_it_was_and_hurts_no_other(tmp_pa
 def test_a_run_that_was_moved_resumes_as_if_it_had_not_been(tmp_path, stop, monkeypatch):
     """Stopped in its second epoch, or after it; of this seed the first epoch is the best."""
     monkeypatch.chdir(tmp_path)
-    poor = (*TEN_STEPS, "seed=3", "model.optimisation.lr=0.01", "+model.optimisation.decay=none")
+    poor = (*TEN_STEPS, "seed=2", "model.optimisation.lr=0.3", "+model.optimisation.decay=none")
     whole = train_here(tmp_path / "whole", "baseline_atoms", *poor)
     with pytest.raises(SystemExit):
         call_main(
