@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(RUN_PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps neuraloperator
 	touch $@
 
-train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp|fsdp] [ARGS="seed=1 model.layers=2"]
+train: setup ## train an experiment: EXP=… [SCALE=demo|paper] [TRAINER=auto|cpu|gpu|ddp|fsdp] [ARGS="seed=1 model.net.layers=2"]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make train EXP=chimera_lrgb; make list shows all.'; exit 1; }
 	$(RUN_PYTHON) train.py $(filter -%,$(ARGS)) experiment=$(EXP) scale=$(SCALE) trainer=$(TRAINER) $(filter-out -%,$(ARGS))
 
@@ -78,8 +78,8 @@ $(PEERS): $(INSTALLED)
 	touch $@
 
 fit-costs: setup ## fit the cost models of the kernels' forms to this machine
-	$(RUN_PYTHON) -m kernels.resolvent.cost
-	$(RUN_PYTHON) -m kernels.spectral_conv.cost
+	$(RUN_PYTHON) -m kernels.resolvent.fit_cost
+	$(RUN_PYTHON) -m kernels.spectral_conv.fit_cost
 
 compile-kernels: setup ## compile the Triton kernels for sm_80 and sm_90; none may spill registers: [ARGS=mix]
 	$(RUN_PYTHON) -m kernels.aot $(ARGS)
@@ -137,7 +137,7 @@ gpu-benchmark: gpu-setup ## there: the benchmarks, without those that are done: 
 
 gpu-fit-costs: gpu-setup ## there: fit the cost models to the GPU, into OUT/OP-cost.json, to replace kernels/OP/cost.json
 	for op in resolvent spectral_conv; do \
-		$(GPU_RUN) -m kernels.$$op.cost && cp kernels/$$op/cost.json "$(OUT)/$$op-cost.json" || exit 1; done
+		$(GPU_RUN) -m kernels.$$op.fit_cost && cp kernels/$$op/cost.json "$(OUT)/$$op-cost.json" || exit 1; done
 
 gpu-train: gpu-setup ## there: train for MINUTES, from where it stands: EXP=… [MINUTES=8] [SCALE=paper] [ARGS=seed=1]
 	@test -n "$(EXP)" || { echo 'error: name an experiment, for instance make gpu-train EXP=chimera_lrgb.'; exit 1; }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from lit_models.callbacks.averaging import ExponentialMovingAverage
@@ -104,6 +105,11 @@ def save(path: Path, report: dict) -> None:
     partial.replace(path)
 
 
+def number(value: float | None) -> float:
+    """What a report's number was before it was written: NaN for null."""
+    return math.nan if value is None else value
+
+
 def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
@@ -170,15 +176,15 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
     # Everything else says which data these are.
     how = ("_target_", "batch_size", "num_workers", "size_jitter", "pre_transform")
     how += ("batch_transform", "augmentation", "repeats")
-    overrides = [f"data.{k}={json.dumps(v)}" for k, v in data.items() if k not in how]
-    overrides += [f"{key}={json.dumps(cfg[key])}" for key in ("scale", "seed")]
+    overrides = [f"data.{k}={as_override(v)}" for k, v in data.items() if k not in how]
+    overrides += [f"{key}={as_override(cfg[key])}" for key in ("scale", "seed")]
     environment = {
         key: value
         for key, value in os.environ.items()
         if key not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     }
     command = [sys.executable, str(Path(__file__).with_name("train.py"))]
-    command += [f"experiment={cfg.compare}", f"run_dir={json.dumps(str(folder))}", *overrides]
+    command += [f"experiment={cfg.compare}", f"run_dir={as_override(str(folder))}", *overrides]
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     test = None
     if done.returncode == 0:
@@ -188,10 +194,22 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
     return report
 
 
+def as_override(value: object) -> str:
+    """A value in the grammar of Hydra's overrides, from which the same value is read again."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{as_override(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_override, value)) + "]"
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
+    return "null" if value is None else str(value)
+
+
 def print_summary(cfg: DictConfig, report: dict) -> None:
     """The last screen: what was measured, on which data, against what, and what to do next."""
     metric = report["selected"]["metric"].removeprefix("val/")
-    value, trivial, decay = report["test"][metric], report["trivial"], report.get("averaging")
+    value, trivial = number(report["test"][metric]), report["trivial"]
+    decay = report.get("averaging")
     arrow = "higher is better" if report["maximise"] else "lower is better"
     data, run = report["data"], cfg.run_dir
     counted = "graphs" if "graphs" in data else "samples"
@@ -204,15 +222,21 @@ def print_summary(cfg: DictConfig, report: dict) -> None:
         + (f", of weights averaged with decay {decay:g}" if decay else ""),
         f"  {report['experiment']:<24}{value:.4f}",
     ]
-    rivals = {TRIVIAL[trivial]: report[trivial][metric]}
+    rivals = {TRIVIAL[trivial]: number(report[trivial].get(metric))}
+    failed = None
     if "baseline" in report:
         baseline = report["baseline"]
-        rivals[baseline["experiment"]] = baseline["test"][metric] if baseline["test"] else math.nan
+        rivals[baseline["experiment"]] = number((baseline["test"] or {}).get(metric))
+        failed = baseline["experiment"] if baseline["test"] is None else None
     lines += [f"  {name:<24}{score:.4f}" for name, score in rivals.items()]
-    for name, score in rivals.items():
+    for name, score in {report["experiment"]: value, **rivals}.items():
         if math.isnan(score):
-            lines.append(f"The {name} has no score: it failed, see above.")
-        elif not (value > score if report["maximise"] else value < score):
+            why = "it failed, see above" if name == failed else f"its {metric} is not defined"
+            lines.append(f"The {name} has no score: {why}.")
+    for name, score in rivals.items():
+        if not (math.isnan(value) or math.isnan(score)) and (
+            value <= score if report["maximise"] else value >= score
+        ):
             lines.append(f"At this scale {report['experiment']} is NOT better than the {name}.")
     if data["source"] == "generated":
         lines.append("Generated data: this number may not be compared with published ones.")

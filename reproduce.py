@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from checks import require_device
 from datamodules.errors import DataError
 from errors import UserError, one_sentence_errors
 from ledger import render
@@ -24,7 +25,7 @@ from ledger.claim import Claim, Planner, Run, claim_names, load_claim
 from ledger.runner import Outcome, carry_out
 from ledger.statistics import cells, estimates, verdict
 from report import provenance, save
-from train import SCALES, prepare_process, require_device
+from train import SCALES, prepare_process
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("runs/claims/results")

@@ -5,7 +5,6 @@ python runs.py eval runs/chimera_lrgb-…      (or: make eval RUN=…, make pred
 
 import csv
 import json
-import math
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,14 +17,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch_geometric.data import Data
 
-from datamodules.base import DataModule, GraphDataModule
+from datamodules.base import DataModule
 from datamodules.errors import DataError
+from datamodules.graphs.module import GraphDataModule
 from datamodules.graphs.molecules import ATOM_FEATURE_SIZES, smiles_to_graph, smiles_to_graphs
 from datamodules.images.module import ImageDataModule
 from datamodules.pde.module import PDEDataModule
 from datamodules.text.glue import GLUEDataModule
 from errors import UserError, one_sentence_errors
-from train import prepare_process, train
+from report import number
+from train import last_state, prepare_process, train
 
 MOLECULES_AT_ONCE = 128
 
@@ -41,9 +42,10 @@ def load_config(run: str | Path) -> DictConfig:
         raise UserError(
             f"{run} is not the folder of a run, it holds no config.yaml: pass one from runs/."
         )
-    text = path.read_text()
-    # A run that was moved is where it is now, and so is all that lies in its folder.
-    return OmegaConf.create(text.replace(OmegaConf.create(text).run_dir, str(run)))
+    cfg = OmegaConf.load(path)
+    # A run that was moved is where it is now, and so is all in its folder, `${run_dir}/…`.
+    cfg.run_dir = str(Path(run))
+    return cfg
 
 
 def load_run(run: str | Path) -> L.LightningModule:
@@ -81,6 +83,8 @@ def evaluate(run: str | Path) -> dict[str, float]:
         accelerator="auto" if missing else cfg.trainer.accelerator,
         precision=cfg.trainer.precision,
         devices=1,
+        # Lightning would test what SLURM stopped at, of whatever run, where it finds that.
+        default_root_dir=Path(run) / "checkpoints",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -92,7 +96,7 @@ def evaluate(run: str | Path) -> dict[str, float]:
     reported = json.loads(path.read_text())["test"] if path.is_file() else {}
     print(f"{run}: test split, source {datamodule.source_used}")
     for name, value in metrics.items():
-        print(f"  {name:<40}{value:.6f}    reported {reported.get(name) or math.nan:.6f}")
+        print(f"  {name:<40}{value:.6f}    reported {number(reported.get(name)):.6f}")
     return metrics
 
 
@@ -102,10 +106,12 @@ def predict(run: str | Path, smiles: str | Path | None = None) -> Path:
     Of graphs to predictions.csv, one line per output row of the model: the number of its graph in
     the whole test split, whatever data.limit, its node in the graph where the task is about nodes,
     and the raw outputs (logits, values or vectors). Of fields to predictions.hdf5, in PDEBench's
-    layout and the equation's units: of every window of the test split the frames that follow, and
-    in `sample` and `first` its trajectory's number in the data's files and the number of its first
-    frame there. Of sentences and images to predictions.csv, one line each: its number in the whole
-    test split, of MNLI matched genres first, and raw outputs.
+    layout and the equation's units: of every window of the test split the frames that are
+    predicted, in `sample` its trajectory's number in the data's files, and in `first_predicted` the
+    number there of the first predicted frame. The attribute `history` counts the frames that were
+    given before it (0 where the problem is steady); from one frame to the next there are
+    `time_stride` in the files. Of sentences and images to predictions.csv, one line each: its
+    number in the whole test split, of MNLI matched genres first, and raw outputs.
     They are computed on the CPU in float32.
 
     Args:
@@ -271,12 +277,15 @@ def _write_fields(
     if datamodule.refined:
         loader = loader[0]
     names, path = datamodule.channels, run / "predictions.hdf5"
+    history = 0 if datamodule.inputs else datamodule.history
+    stride = datamodule.sampling.time_stride
     with h5py.File(path, "w") as file:
-        file.attrs["channels"] = names
+        file.attrs.update(channels=names, history=history, time_stride=stride)
         for places, batch in zip(loader.batch_sampler, loader, strict=True):
             with torch.inference_mode():
                 fields = model(batch).movedim(2, 0)
-            rows = {name: batch[name] for name in ("sample", "first")}
+            first = (batch["first"] + history) * stride
+            rows = {"sample": batch["sample"], "first_predicted": first}
             rows |= dict(zip(["tensor"] if len(names) == 1 else names, fields, strict=True))
             for name, values in rows.items():
                 values = values.numpy()
@@ -290,8 +299,8 @@ def resume(run: str | Path) -> dict:
     cfg = load_config(run)
     if (Path(run) / "report.json").is_file():
         raise UserError(f"{run} is finished, it has a report.json: nothing is left to resume.")
-    last = Path(run) / "checkpoints" / "last.ckpt"
-    if not last.is_file():
+    last = last_state(Path(run))
+    if last is None:
         raise UserError(
             f"{run} was stopped before its first checkpoint: start again with "
             f"`make train EXP={cfg.experiment_name} SCALE={cfg.scale}`."

@@ -7,8 +7,11 @@ import ctypes
 import logging
 import math
 import os
+import shutil
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -17,11 +20,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from errors import UserError, one_sentence_errors
+from checks import require_readable, require_valid, why_not_validated
+from errors import UNWRITABLE, UserError, one_sentence_errors
+from lit_models.callbacks.checkpoint import BestCheckpoint
 from report import compare_with_baseline, print_summary, write_report
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -29,14 +33,29 @@ SCALES = ("smoke", "demo", "paper")
 # Lightning starts the other processes of a distributed run with the environment of the first one,
 # which leaves "<its process id>:<the run's folder>" there.
 RUN_DIR_VARIABLE = "RESOLVENT_RUN_DIR"
+REQUEUED = "hpc_ckpt_"
+"""How Lightning names what it leaves in a run's folder when SLURM announces the end of its time."""
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
-def by_scale(values: DictConfig, *, _root_: DictConfig) -> object:
-    """Config resolver: the value for the chosen scale, `${by_scale:{smoke:1, demo:2, paper:3}}`."""
+def by_scale(values: dict[str, object], *, _root_: DictConfig, _parent_: Container) -> object:
+    """Config resolver: the value for the chosen scale, `${by_scale:{smoke:1, demo:2, paper:3}}`.
+
+    A scale that is left out has demo's value.
+
+    Raises:
+        UserError: there is no such scale, or the values have none for demo.
+    """
     if _root_.scale not in SCALES:
         raise UserError(f"scale must be one of {', '.join(SCALES)}, got {_root_.scale!r}.")
-    return values[_root_.scale]
+    if "demo" not in values or not set(values) <= set(SCALES):
+        raise UserError(
+            f"by_scale takes a value for demo and, where theirs differ, for smoke and paper, got "
+            f"{', '.join(map(str, values))}: correct the names of the scales in the config."
+        )
+    value = values.get(_root_.scale, values["demo"])
+    # A bare list could not be resolved in place, as `--cfg job --resolve` does.
+    return OmegaConf.create(value, parent=_parent_) if isinstance(value, list | dict) else value
 
 
 OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)
@@ -45,7 +64,11 @@ OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)
 @hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Train the composed config; the selection metric on validation data, for Hydra's sweepers."""
-    report = train(cfg)
+    # Of a single run Hydra would say that there is an error before we say which. Of a sweep it says
+    # in which run.
+    single = HydraConfig.get().mode == RunMode.RUN
+    with one_sentence_errors() if single else nullcontext():
+        report = train(cfg)
     return report["selected"]["value"] if report else math.nan
 
 
@@ -60,29 +83,51 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
         UserError: the config asks for what cannot be had, in one sentence.
     """
     prepare_process()
-    require_device(cfg.trainer.accelerator)
+    require_valid(cfg)
     L.seed_everything(cfg.seed, verbose=False)
-    datamodule = instantiate(cfg.data, _convert_="all")
-    datamodule.prepare_data()
+    with naming_full_disk(cfg.data.get("cache_dir") or "."):
+        datamodule = instantiate(cfg.data, _convert_="all")
+        datamodule.prepare_data()
     with open_dict(cfg):
         if "source" in cfg.data:
             # From here on the run belongs to the source that was found, also when it is resumed.
             cfg.data.source = datamodule.source_used
-        cfg.run_dir = str(run_folder(cfg, datamodule.source_used))
-    save_config(cfg)
-    model = instantiate(cfg.model, _convert_="all")
-    trainer = build_trainer(cfg, model)
-    trainer.fit(model, datamodule, ckpt_path=resume_from, weights_only=True)
-    if not trainer.checkpoint_callback.best_model_path:
-        raise UserError(
-            f"No epoch was validated, so no model was selected: trainer.max_epochs is "
-            f"{trainer.max_epochs} and trainer.check_val_every_n_epoch "
-            f"{trainer.check_val_every_n_epoch}; raise the first or lower the second."
-        )
+        folder, is_new = run_folder(cfg, datamodule.source_used)
+        cfg.run_dir = str(folder)
+    trainer = None
+    try:
+        with naming_full_disk(folder):
+            save_config(cfg)
+            model = instantiate(cfg.model, _convert_="all")
+            require_readable(model)
+            trainer = build_trainer(cfg, model)
+            start = resume_from or requeued_state(folder)
+            trainer.fit(model, datamodule, ckpt_path=start, weights_only=True)
+            return finish(cfg, trainer, model, datamodule)
+    except BaseException:
+        # What failed before its first step has nothing to be looked at.
+        if is_new and (trainer is None or trainer.global_step == 0):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def finish(
+    cfg: DictConfig, trainer: L.Trainer, model: L.LightningModule, datamodule: L.LightningDataModule
+) -> dict:
+    """Test the selected checkpoint of a training and report; {} in all processes but the first.
+
+    Raises:
+        UserError: no checkpoint was selected.
+    """
+    best_path = trainer.checkpoint_callback.best_model_path
+    if not best_path:
+        raise UserError(why_not_validated(trainer))
     # Not by ckpt_path: Lightning's weight averaging would then put the raw weights back in place.
-    best = torch.load(
-        trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=True
-    )
+    best = torch.load(best_path, map_location="cpu", weights_only=True)
+    # Lightning would test what SLURM stopped at, wherever it finds that.
+    for state in Path(cfg.run_dir).glob(f"{REQUEUED}*.ckpt") if trainer.is_global_zero else ():
+        state.unlink()
+    trainer.strategy.barrier()
     # Of a model whose weights are shared among processes too.
     set_model_state_dict(model, best["state_dict"], options=StateDictOptions(full_state_dict=True))
     test_metrics = trainer.test(model, datamodule, verbose=False)[0]
@@ -110,7 +155,7 @@ def prepare_process() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
-        ".*WeightAveraging callback, but (saving|loading).*",
+        ".*WeightAveraging callback(, but (saving|loading)| with a model that overrides).*",
         ".*LeafSpec.*is deprecated.*",
         ".*weights_only.*",
         ".*exists and is not empty.*",
@@ -122,17 +167,12 @@ def prepare_process() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def require_device(accelerator: str) -> None:
-    """Fail early, in one sentence, where a GPU is asked for and torch sees none."""
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "This configuration asks for a GPU and torch sees none: leave TRAINER out to run on "
-            "the CPU, or see `make doctor`."
-        )
+def run_folder(cfg: DictConfig, source: str) -> tuple[Path, bool]:
+    """The folder of this run, by experiment, scale, source and seed, and whether it is new.
 
-
-def run_folder(cfg: DictConfig, source: str) -> Path:
-    """The folder of this run, named by experiment, scale, data source and seed."""
+    Raises:
+        UserError: it cannot be made.
+    """
     owner, _, inherited = os.environ.get(RUN_DIR_VARIABLE, "").partition(":")
     if cfg.run_dir is not None:
         folder = Path(cfg.run_dir)
@@ -146,32 +186,86 @@ def run_folder(cfg: DictConfig, source: str) -> Path:
         while folder.exists():
             folder = folder.with_name(folder.name + "+")
     os.environ[RUN_DIR_VARIABLE] = f"{os.getpid()}:{folder}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the run's folder {folder} cannot be made ({error.strerror}): name another place by "
+            "runs_dir or run_dir."
+        ) from error
+    return folder, is_new
+
+
+def requeued_state(folder: Path) -> Path | None:
+    """What this run goes on from where SLURM requeued its job, None where it starts anew.
+
+    Raises:
+        UserError: there is one and this job was not requeued.
+    """
+    if not any(folder.glob(f"{REQUEUED}*.ckpt")):
+        return None
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        raise UserError(
+            f"{folder} holds a run that SLURM stopped: go on with `make resume RUN={folder}`, or "
+            "name another run_dir."
+        )
+    state = last_state(folder)
+    print(f"Going on from {state}, as SLURM requeued this job.", flush=True)
+    return state
+
+
+def last_state(folder: Path) -> Path | None:
+    """The checkpoint of a run's last step, its own or what Lightning left when SLURM stopped it."""
+    own = folder / "checkpoints" / "last.ckpt"
+    found = [path for path in (own, *folder.glob(f"{REQUEUED}*.ckpt")) if path.is_file()]
+    if len(found) < 2:
+        return found[0] if found else None
+    # Lightning saves on the signal, amid a step or after an epoch's last: of equal steps our own.
+    return max(found, key=lambda path: (_step(path), path == own))
+
+
+def _step(path: Path) -> int:
+    return torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+
+
+@contextmanager
+def naming_full_disk(folder: str | Path) -> Iterator[None]:
+    """Name the folder in errors of writing that name no file, as those of a full disk do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in UNWRITABLE and error.filename is None:
+            error.filename = str(folder)
+        raise
 
 
 def save_config(cfg: DictConfig) -> None:
-    """Write the resolved config, all that is needed to rebuild the model or resume the run."""
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    """Write the resolved config, all that is needed to rebuild the model or resume the run.
+
+    What lies in the run's folder is written as `${run_dir}/…`, as a run may be moved.
+    """
+    movable = cfg.copy()
+    movable.run_dir = r"\${run_dir}"
+    resolved = OmegaConf.to_container(movable, resolve=True) | {"run_dir": cfg.run_dir}
     partial = Path(cfg.run_dir) / f".config.{os.getpid()}.yaml"
-    OmegaConf.save(resolved, partial)
+    OmegaConf.save(OmegaConf.create(resolved), partial)
     partial.replace(Path(cfg.run_dir) / "config.yaml")
 
 
 def build_trainer(cfg: DictConfig, model: L.LightningModule) -> L.Trainer:
     """Lightning's trainer with the callbacks and logger of the config."""
-    mode = "max" if model.task.maximise else "min"
-    best = ModelCheckpoint(
-        dirpath=Path(cfg.run_dir) / "checkpoints",
-        filename="best",
+    best = BestCheckpoint(
+        Path(cfg.run_dir) / "checkpoints",
         monitor=f"val/{model.task.selection}",
-        mode=mode,
-        enable_version_counter=False,
+        mode="max" if model.task.maximise else "min",
     )
     callbacks = [best, *(instantiate(c) for c in cfg.callbacks.values() if c is not None)]
     logger = instantiate(cfg.logger)
     logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=logger)
+    # Lightning leaves there, and looks there for, what a run that SLURM requeues goes on from.
+    how = {"default_root_dir": cfg.run_dir, "callbacks": callbacks, "logger": logger}
+    return instantiate(cfg.trainer, **how)
 
 
 if __name__ == "__main__":

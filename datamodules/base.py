@@ -1,7 +1,6 @@
 """What every data module offers to training and to reports."""
 
-import hashlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +8,14 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
-from datamodules.batching import GraphLoader, graph_loader
+from datamodules.batching import BudgetLoader, budget_loader
 
 SPLITS = ("train", "val", "test")
 
 
-class DataModule(L.LightningDataModule):
+class DataModule(L.LightningDataModule, ABC):
     """Three datasets, in batches whose order a resumed run continues exactly.
 
     A subclass sets `source_used` in `prepare_data` and the three datasets in `setup`.
@@ -26,12 +24,12 @@ class DataModule(L.LightningDataModule):
         batch_size: mean number of samples in a batch.
         num_workers: loading processes.
         shuffle_seed: of the order of the training samples.
-        size_jitter: how far training batches mix sizes of samples, see NodeBudgetSampler.
+        size_jitter: how far training batches mix sizes of samples, see SizeBudgetSampler.
         batch_transform: of every batch, in the process that loads it.
 
     Attributes:
         task: what is predicted, for reports and titles.
-        source_used: "official" or "generated", so that neither can pass for the other.
+        source_used: such as "official" or "generated", so that neither can pass for the other.
         limit: cap on the samples of a split, None for all.
         counted: what reports call samples.
         repeats: times that an epoch shows each training sample it draws, see RepeatingSampler.
@@ -60,8 +58,17 @@ class DataModule(L.LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_seed, self.size_jitter = shuffle_seed, size_jitter
         self.batch_transform = batch_transform
-        self._training: GraphLoader | None = None
+        self._training: BudgetLoader | None = None
         self._position: dict[str, int] = {}
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the trainer is to see the same few batches in every epoch."""
+        return bool(self.trainer and self.trainer.overfit_batches)
+
+    @abstractmethod
+    def setup(self, stage: str | None = None) -> None:
+        """Set the three datasets."""
 
     def state_dict(self) -> dict[str, int]:
         """Where training stands in the data, for checkpoints."""
@@ -78,19 +85,22 @@ class DataModule(L.LightningDataModule):
         # Lightning hands a loader its own state back only inside an epoch, not between two.
         self._position = state
 
-    def train_dataloader(self) -> GraphLoader:
-        """Shuffled batches of the training samples, from where a resumed run stands."""
+    def train_dataloader(self) -> BudgetLoader:
+        """Shuffled batches of the training samples, from where a resumed run stands.
+
+        With `trainer.overfit_batches` every epoch is the first one again.
+        """
         self._training = self._loader(self.train_dataset, shuffle=True)
         if self._position:
             self._training.load_state_dict(self._position)
             self._position = {}
         return self._training
 
-    def val_dataloader(self) -> GraphLoader:
+    def val_dataloader(self) -> BudgetLoader:
         """Batches of the validation samples, always in the same order."""
         return self._loader(self.val_dataset, shuffle=False)
 
-    def test_dataloader(self) -> GraphLoader:
+    def test_dataloader(self) -> BudgetLoader:
         """Batches of the test samples, always in the same order."""
         return self._loader(self.test_dataset, shuffle=False)
 
@@ -130,8 +140,8 @@ class DataModule(L.LightningDataModule):
             "fingerprint": self.fingerprint,
         }
 
-    def _loader(self, dataset: Dataset, shuffle: bool) -> GraphLoader:
-        return graph_loader(
+    def _loader(self, dataset: Dataset, shuffle: bool) -> BudgetLoader:
+        return budget_loader(
             dataset,
             self.sizes(dataset),
             batch_size=self.batch_size,
@@ -142,40 +152,5 @@ class DataModule(L.LightningDataModule):
             transform=self.batch_transform,
             collate=self.collate,
             repeats=self.repeats,
+            same_epoch=shuffle and self.overfits,
         )
-
-
-class GraphDataModule(DataModule):
-    """Three datasets of torch-geometric graphs, batched by node budget.
-
-    Args:
-        batch_size, num_workers, shuffle_seed, size_jitter, batch_transform: see DataModule.
-
-    Attributes:
-        label_names: one name per output column, where they have names.
-    """
-
-    counted = "graphs"
-    label_names: list[str] = []  # noqa: RUF012 (a default, replaced and never changed)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
-        """Without waiting: loaders leave batches for a GPU in page-locked memory."""
-        return batch.to(device, non_blocking=True)
-
-    def sizes(self, dataset: Dataset) -> Tensor:
-        return self.num_nodes(dataset)
-
-    def num_nodes(self, dataset: Dataset) -> Tensor:
-        """int64 [graphs]: nodes of each graph of a split."""
-        return torch.tensor([graph.num_nodes for graph in dataset])
-
-    @property
-    def fingerprint(self) -> str:
-        """12 hex digits, equal for equal graphs in equal splits; known after `setup()`."""
-        digest = hashlib.sha256()
-        for dataset in (self.train_dataset, self.val_dataset, self.test_dataset):
-            for graph in dataset:
-                for name, value in sorted(graph.to_dict().items()):
-                    digest.update(name.encode())
-                    digest.update(value.numpy().tobytes() if isinstance(value, Tensor) else b"")
-        return digest.hexdigest()[:12]

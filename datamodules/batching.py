@@ -1,4 +1,4 @@
-"""Batches of graphs by node budget, in an order that a resumed run continues exactly."""
+"""Batches that hold equal amounts of data, in an order that a resumed run continues exactly."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,23 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
 from datamodules.errors import DataError
 
 
-class NodeBudgetSampler(Sampler[list[int]]):
-    """Cuts an epoch into a fixed number of batches that hold about the same number of nodes.
+class SizeBudgetSampler(Sampler[list[int]]):
+    """Cuts an epoch into a fixed number of batches that hold samples of about the same total size.
 
-    Graphs are ordered by size, blurred by log-normal noise when shuffling, and the running node
-    count is cut at equal steps: a batch holds graphs of similar size, so padding it to its largest
-    graph wastes little, and every graph comes exactly once an epoch. The number of batches is that
-    of plain batching with `batch_size` graphs, rounded up to a multiple of `replicas`.
+    Samples are ordered by size, blurred by log-normal noise when shuffling, and the running size is
+    cut at equal steps, so that every sample comes exactly once an epoch. The number of batches is
+    that of plain batching with `batch_size` samples, rounded up to a multiple of `replicas`.
+
+    Little noise (`size_jitter=0.1`) puts samples of similar size together, so that padding a batch
+    to its largest sample wastes little. Much noise (10) mixes all sizes, as plain batching does.
+    Batch norm needs mixed sizes: in batches of similar samples it subtracts what their size tells
+    of the label, in training alone, and its running statistics fit no batch.
 
     Args:
-        num_nodes: [graphs] nodes per graph.
-        batch_size: mean number of graphs per batch.
+        sizes: int64 [samples], such as the nodes of a graph.
+        batch_size: mean number of samples per batch.
         shuffle: draw a new order every epoch, from (seed, epoch) alone.
         seed: of the shuffling.
         rank: this process among the `replicas` that share the batches.
@@ -33,12 +36,12 @@ class NodeBudgetSampler(Sampler[list[int]]):
         size_jitter: standard deviation of that noise; from about 3 on, batches mix all sizes.
 
     Raises:
-        DataError: no graphs, or fewer graphs than processes.
+        DataError: no samples, or fewer samples than processes.
     """
 
     def __init__(
         self,
-        num_nodes: Tensor,
+        sizes: Tensor,
         batch_size: int,
         shuffle: bool,
         seed: int = 0,
@@ -46,15 +49,15 @@ class NodeBudgetSampler(Sampler[list[int]]):
         replicas: int = 1,
         size_jitter: float = 0.1,
     ):
-        self.num_nodes = np.asarray(num_nodes, dtype=np.int64)
-        graphs = len(self.num_nodes)
-        if graphs < replicas or graphs == 0 or batch_size < 1:
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        samples = len(self.sizes)
+        if samples < replicas or samples == 0 or batch_size < 1:
             raise DataError(
-                f"{graphs} graphs cannot be cut into batches of {batch_size} for {replicas} "
+                f"{samples} samples cannot be cut into batches of {batch_size} for {replicas} "
                 "processes: use more data, fewer devices, or a batch size of at least 1."
             )
-        total = replicas * math.ceil(math.ceil(graphs / batch_size) / replicas)
-        self.total = min(total, replicas * (graphs // replicas))
+        total = replicas * math.ceil(math.ceil(samples / batch_size) / replicas)
+        self.total = min(total, replicas * (samples // replicas))
         self.shuffle, self.seed, self.size_jitter = shuffle, seed, size_jitter
         self.rank, self.replicas = rank, replicas
         self.epoch, self.start = 0, 0
@@ -68,15 +71,15 @@ class NodeBudgetSampler(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch, those of every process included."""
-        size = self.num_nodes.astype(float)
+        blurred = self.sizes.astype(float)
         rng = np.random.default_rng([self.seed, epoch])
         if self.shuffle:
-            size = size * np.exp(self.size_jitter * rng.standard_normal(len(size)))
-        order = np.argsort(size, kind="stable")
-        nodes = self.num_nodes[order].cumsum()
-        goals = nodes[-1] * np.arange(1, self.total) / self.total
-        cuts = np.searchsorted(nodes, goals, side="right")
-        # No batch may be empty, even where one graph exceeds the budget.
+            blurred = blurred * np.exp(self.size_jitter * rng.standard_normal(len(blurred)))
+        order = np.argsort(blurred, kind="stable")
+        running = self.sizes[order].cumsum()
+        goals = running[-1] * np.arange(1, self.total) / self.total
+        cuts = np.searchsorted(running, goals, side="right")
+        # No batch may be empty, even where one sample exceeds the budget.
         step = np.arange(1, self.total)
         cuts = np.maximum.accumulate(np.maximum(cuts, step) - step) + step
         cuts = np.minimum(cuts, len(order) - self.total + step)
@@ -84,7 +87,7 @@ class NodeBudgetSampler(Sampler[list[int]]):
         return [batches[i] for i in rng.permutation(self.total)] if self.shuffle else batches
 
 
-class RepeatingSampler(NodeBudgetSampler):
+class RepeatingSampler(SizeBudgetSampler):
     """Repeated augmentation: an epoch shows few samples often instead of all of them once.
 
     An epoch draws 1 / `repeats` of the samples and shows each of them `repeats` times, in batches
@@ -94,7 +97,7 @@ class RepeatingSampler(NodeBudgetSampler):
 
     Args:
         samples: number of samples, all of one size.
-        batch_size, seed, rank, replicas: see NodeBudgetSampler.
+        batch_size, seed, rank, replicas: see SizeBudgetSampler.
         repeats: of a sample in an epoch.
 
     Raises:
@@ -119,7 +122,7 @@ class RepeatingSampler(NodeBudgetSampler):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch, those of every process included."""
-        samples = len(self.num_nodes)
+        samples = len(self.sizes)
         drawn = np.random.default_rng([self.seed, epoch]).permutation(samples)
         first = drawn[: math.ceil(samples / self.repeats), None]
         shown = (first + samples * np.arange(self.repeats)).flatten()[:samples]
@@ -138,23 +141,32 @@ class _Then:
         return self.second(self.first(value))
 
 
-class GraphLoader(DataLoader):
-    """A DataLoader of a NodeBudgetSampler that knows which batch of which epoch comes next.
+class BudgetLoader(DataLoader):
+    """A DataLoader of a SizeBudgetSampler that knows which batch of which epoch comes next.
 
     Lightning stores `state_dict` in checkpoints; a loader that loads it goes on with the next
     batch of the same epoch, in the same order. A dataset with an `epoch` is told the one that is
     read, before the processes that load it begin.
+
+    Args:
+        dataset: samples by index.
+        sampler: which of them make a batch.
+        num_workers: loading processes.
+        transform: of every batch, in the process that loads it.
+        collate: joins samples to a batch; None for torch-geometric's.
+        same_epoch: every epoch is read as the first, to overfit its batches.
     """
 
-    batch_sampler: NodeBudgetSampler
+    batch_sampler: SizeBudgetSampler
 
     def __init__(
         self,
         dataset: Dataset,
-        sampler: NodeBudgetSampler,
+        sampler: SizeBudgetSampler,
         num_workers: int,
-        transform: Callable[[Batch], Batch] | None = None,
+        transform: Callable[[Any], Any] | None = None,
         collate: Callable[[list], Any] | None = None,
+        same_epoch: bool = False,
     ):
         super().__init__(
             dataset,
@@ -169,15 +181,17 @@ class GraphLoader(DataLoader):
             self.collate_fn = collate
         if transform is not None:
             self.collate_fn = _Then(self.collate_fn, transform)
+        self.same_epoch = same_epoch
         self.epoch, self.batch, self._begun = 0, 0, False
 
     def __iter__(self) -> Iterator:
         if self._begun:
             self.epoch, self.batch = self.epoch + 1, 0
         self._begun = True
-        self.batch_sampler.epoch, self.batch_sampler.start = self.epoch, self.batch
+        read = 0 if self.same_epoch else self.epoch
+        self.batch_sampler.epoch, self.batch_sampler.start = read, self.batch
         if hasattr(self.dataset, "epoch"):
-            self.dataset.epoch = self.epoch
+            self.dataset.epoch = read
         for batch in super().__iter__():
             self.batch += 1
             yield batch
@@ -190,39 +204,32 @@ class GraphLoader(DataLoader):
         self._begun = self.batch >= len(self.batch_sampler)
 
 
-def graph_loader(
+def budget_loader(
     dataset: Dataset,
-    num_nodes: Tensor,
+    sizes: Tensor,
     batch_size: int,
     shuffle: bool,
     seed: int = 0,
     size_jitter: float = 0.1,
     num_workers: int = 0,
-    transform: Callable[[Batch], Batch] | None = None,
+    transform: Callable[[Any], Any] | None = None,
     collate: Callable[[list], Any] | None = None,
     repeats: int = 1,
-) -> GraphLoader:
-    """Batches of `dataset` for this process, see NodeBudgetSampler and GraphLoader.
+    same_epoch: bool = False,
+) -> BudgetLoader:
+    """Batches of `dataset` for this process, see SizeBudgetSampler and BudgetLoader.
 
     Args:
-        dataset: graphs by index.
-        num_nodes: [graphs] nodes per graph.
-        batch_size: mean number of graphs per batch.
-        shuffle: for training.
-        seed, size_jitter: of the shuffling.
-        num_workers: loading processes.
-        transform: of every batch, in the process that loads it.
-        collate: joins samples to a batch; None for torch-geometric's.
+        dataset, num_workers, transform, collate, same_epoch: see BudgetLoader.
+        sizes, batch_size, shuffle, seed, size_jitter: see SizeBudgetSampler.
         repeats: of shuffled samples in an epoch, for samples of one size; see RepeatingSampler.
     """
     rank, replicas = _process_group()
     if shuffle and repeats > 1:
-        sampler = RepeatingSampler(len(num_nodes), batch_size, repeats, seed, rank, replicas)
+        sampler = RepeatingSampler(len(sizes), batch_size, repeats, seed, rank, replicas)
     else:
-        sampler = NodeBudgetSampler(
-            num_nodes, batch_size, shuffle, seed, rank, replicas, size_jitter
-        )
-    return GraphLoader(dataset, sampler, num_workers, transform, collate)
+        sampler = SizeBudgetSampler(sizes, batch_size, shuffle, seed, rank, replicas, size_jitter)
+    return BudgetLoader(dataset, sampler, num_workers, transform, collate, same_epoch)
 
 
 def _process_group() -> tuple[int, int]:

@@ -166,4 +166,5 @@ def load_tensors(folder: Path, split: str) -> dict[str, Any]:
 
 def file_key(path: Path) -> list[int]:
     """What changes when a large file does."""
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]

@@ -25,3 +25,13 @@ def readable(path: Path, what: str) -> Iterator[ModuleType]:
             f"Expected a parquet file of {what} at {path}, but it cannot be read "
             f"({one_line(error)}): download it again."
         ) from error
+
+
+def count_rows(path: Path, what: str) -> int:
+    """The number of rows of a file of `what`, from its last bytes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with readable(path, what) as parquet:
+        return parquet.read_metadata(path).num_rows

@@ -1,6 +1,5 @@
-"""Performance-critical operators: one op a folder, one public function an op."""
+"""Performance-critical operators, one op a folder, whose own `__init__` has its public functions.
 
-from kernels.resolvent import AddElimination, AddPlan, resolvent, resolvent_matrix
-from kernels.spectral_conv import spectral_conv
-
-__all__ = ["AddElimination", "AddPlan", "resolvent", "resolvent_matrix", "spectral_conv"]
+Nothing is exported here, and no folder exports a function that is named as one of its modules, so
+that a dotted name always means what lies there.
+"""

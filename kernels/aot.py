@@ -17,7 +17,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.chain.spec import CHAIN
+from kernels.grid.spec import GRID, GRID_DAGS
 from kernels.launch import Launch, noted_launches
+from kernels.resolvent.spec import RESOLVENT
+from kernels.spectral_conv.spec import DEPTHWISE, SPECTRAL_CONV
 
 ARCHITECTURES = (80, 90)  # A100; H100 and H200
 MOST_STACK = 64  # bytes a thread; more means spilled registers
@@ -99,9 +103,6 @@ def launches(wanted: str = "") -> Iterator[tuple[str, Launch]]:
     Args:
         wanted: part of the name of an op, a benchmark and a dtype, or else of a kernel.
     """
-    from kernels.resolvent.spec import CHAIN, GRID, GRID_DAGS, RESOLVENT
-    from kernels.spectral_conv.spec import DEPTHWISE, SPECTRAL_CONV
-
     every = [
         (f"{op.name}, {case}, {dtype}".replace("torch.", ""), op, partial(make, dtype, 0))
         for op in (RESOLVENT, CHAIN, GRID, GRID_DAGS, SPECTRAL_CONV, DEPTHWISE)

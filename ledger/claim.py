@@ -103,6 +103,10 @@ class Pretrained:
 class Arm:
     """One way of doing it: an experiment, or a study (a function with its arguments).
 
+    In the file, `base` names another arm, or `claim/arm` of another claim, which lends all that it
+    has. The overrides and the labels of `when` that the arm has itself are added to the lent ones,
+    or replace those of their name; anything else that it has replaces what is lent.
+
     Attributes:
         experiment: name of a config in configs/experiment.
         study: `_target_` and arguments of a function of `seed` that returns a report.
@@ -173,8 +177,7 @@ class Claim:
         minutes: about how long all of it takes on two CPU cores.
         overrides: what every run differs by from its experiment's own config. In the file, the
             name of another claim stands for its overrides.
-        arms, cases: every arm runs in every case, the product of the factors' labels. In the file,
-            the name of another claim stands for its arm of that name.
+        arms, cases: every arm runs in every case, the product of the factors' labels.
         select: values of overrides; the run best on validation data stands for the others.
         statistics: what is computed, and which values count as reproduced.
         tune, pace: what was done before the protocol was frozen.
@@ -293,7 +296,7 @@ def load_claim(name: str, scale: str) -> Claim:
     try:
         cfg = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
         # Overrides belong to the config of a run and are resolved there.
-        raw = _with_lent(OmegaConf.to_container(cfg, resolve=False))
+        raw = _with_lent(name, OmegaConf.to_container(cfg, resolve=False))
         plain = {key: value if key in OF_RUNS else _plain(cfg, key) for key, value in raw.items()}
         claim = _claim(name, plain)
     except (OmegaConfBaseException, TypeError, KeyError, AttributeError) as error:
@@ -309,19 +312,42 @@ def _path(name: str) -> Path:
     return path
 
 
-def _with_lent(raw: dict[str, Any]) -> dict[str, Any]:
-    """A claim's file with what other claims lend it: overrides and arms given as a claim's name."""
+def _with_lent(name: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """A claim's file with what is lent to it: another claim's overrides, and the arms' bases."""
+    files = {name: raw}
 
-    def lent(value: Any, *where: str) -> Any:
-        if not isinstance(value, str):
-            return value
-        found = OmegaConf.to_container(OmegaConf.load(_path(value)), resolve=False)
-        for key in where:
-            found = found[key]
-        return found
+    def part(claim: str, key: str) -> Any:
+        if claim not in files:
+            files[claim] = OmegaConf.to_container(OmegaConf.load(_path(claim)), resolve=False)
+        return files[claim][key]
 
-    arms = {arm: lent(value, "arms", arm) for arm, value in raw["arms"].items()}
-    return raw | {"overrides": lent(raw.get("overrides", {}), "overrides"), "arms": arms}
+    def whole(claim: str, arm: str, takers: tuple[str, ...] = ()) -> dict[str, Any]:
+        own = {**part(claim, "arms")[arm]}
+        base = own.pop("base", None)
+        if base is None:
+            return own
+        lender, lent = base.split("/", 1) if "/" in base else (claim, base)
+        takers = (*takers, f"{claim}/{arm}")
+        if lent not in part(lender, "arms"):
+            raise UserError(
+                f"{_path(claim)}: the base of arm {arm} is {base!r}, which is no arm: choose one "
+                f"of {', '.join(part(lender, 'arms'))}, or of another claim as claim/arm."
+            )
+        if f"{lender}/{lent}" in takers:
+            circle = ", ".join(takers)
+            raise UserError(
+                f"{_path(claim)}: the bases of {circle} go in a circle: give one of them an "
+                "experiment or a study instead."
+            )
+        taken = whole(lender, lent, takers)
+        for key in own.keys() & {"overrides", "when"}:
+            own[key] = taken.get(key, {}) | own[key]
+        return taken | own
+
+    overrides = raw.get("overrides", {})
+    if isinstance(overrides, str):
+        overrides = part(overrides, "overrides")
+    return raw | {"overrides": overrides, "arms": {arm: whole(name, arm) for arm in raw["arms"]}}
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:
@@ -465,10 +491,10 @@ class Planner:
         for factor, label in case.items():
             overrides |= self.claim.cases[factor][label] | what.when.get(label, {})
         overrides |= chosen | (last or {})
-        after = what.pretrained and self._other(what.pretrained.claim).pretraining(
-            what.pretrained, seed
-        )
-        if after:
+        after = None
+        if what.pretrained:
+            lender = self._other(what.pretrained.claim)
+            after = lender.pretraining(what.pretrained, seed)
             overrides |= {what.pretrained.place: f"${{run_dir}}/../{after.folder}"}
         try:
             make = self._study if what.study else self._training
@@ -501,6 +527,7 @@ class Planner:
         return self._others[claim]
 
     def _study(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
+        assert what.study is not None
         return OmegaConf.create({"study": what.study | overrides | {"seed": seed}})
 
     def _training(self, what: Arm, overrides: Overrides, seed: int) -> DictConfig:
@@ -522,7 +549,7 @@ class Planner:
                         f"trainer={self.trainer}",
                         f"experiment_name={experiment}",
                         "compare=null",
-                        "callbacks.pictures=null",
+                        "++callbacks.pictures=null",
                         "+callbacks.progress.refresh_rate=0",
                     ],
                 )

@@ -122,7 +122,9 @@ def estimates(claim: Claim, runs: list[Run], reports: Mapping[str, dict]) -> lis
                     same = next(c for c in beside if (c.arm, c.case) == (ours.arm, ours.case))
                     theirs = replace(same, arm=statistic.beside.split(".")[0])
                 exact = claim.arms[statistic.ours].study is not None
-                reference = by_place.get((statistic.reference, tuple(case.items())))
+                reference = None
+                if statistic.reference:
+                    reference = by_place[statistic.reference, tuple(case.items())]
                 found.append(estimate(statistic, ours, theirs, claim.maximise, exact, reference))
     return found
 
@@ -137,23 +139,29 @@ def estimate(
 ) -> Estimate:
     """One statistic from cells, paired by seed; `exact` where one seed says all."""
     kind = statistic.kind
-    numbers, gaps = [], []
+    of_seeds: list[float | None] = []
+    gaps_of_seeds: list[float | None] = []
     for seed, value in ours.values.items():
         rival = theirs.values[seed] if theirs else 0.0
         model = reference.values[seed] if reference else 0.0
-        numbers.append(_number(kind, value, rival, model, maximise))
+        of_seeds.append(_number(kind, value, rival, model, maximise))
         if kind == "recovered":
-            gaps.append(_number(kind, model, rival, model, maximise))
-    if None in [*numbers, *gaps] or (gaps and not fmean(gaps)):
+            gaps_of_seeds.append(_number(kind, model, rival, model, maximise))
+    numbers = [number for number in of_seeds if number is not None]
+    gaps = [gap for gap in gaps_of_seeds if gap is not None]
+    known = len(numbers) == len(of_seeds) and len(gaps) == len(gaps_of_seeds)
+    if not known or (gaps and not fmean(gaps)):
         return _estimate(statistic, ours, theirs, None, None, None, "missing")
     if kind == "deviations":
+        assert theirs is not None
         spread = stdev(theirs.values.values()) if len(numbers) > 1 else 0.0
         if not spread:
             return _estimate(statistic, ours, theirs, None, None, None, "missing")
         numbers = [number / spread for number in numbers]
     value, low, high = share(numbers, gaps) if gaps else mean(numbers)
     if kind == "ratio":
-        value, low, high = (None if x is None else math.exp(x) for x in (value, low, high))
+        value = math.exp(value)
+        low, high = (None if x is None else math.exp(x) for x in (low, high))
     word = said(statistic, value, low, high)
     if low is None and word != "shown" and not exact:
         word = "open"
@@ -207,10 +215,14 @@ def alike(trajectory: list[float | None], other: list[float | None]) -> float | 
 
 def apart(trajectory: list[float | None], other: list[float | None]) -> float | None:
     """Mean |log| of the ratios of two lists over training, None where a number has no logarithm."""
-    numbers = [*trajectory, *other]
-    if len(trajectory) != len(other) or None in numbers or min(numbers) <= 0:
+    pairs = [
+        (x, y)
+        for x, y in zip(trajectory, other, strict=False)
+        if x is not None and y is not None and min(x, y) > 0
+    ]
+    if not len(pairs) == len(trajectory) == len(other):
         return None
-    return fmean(abs(math.log(x / y)) for x, y in zip(trajectory, other, strict=True))
+    return fmean(abs(math.log(x / y)) for x, y in pairs)
 
 
 def _quantile(count: int) -> float:

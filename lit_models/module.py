@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from lit_models.callbacks.cadence import batches_of_step
 from lit_models.task import Task, in_single
 
 
@@ -104,7 +105,7 @@ class Penalty(Protocol):
 
 
 class LitModule(L.LightningModule):
-    """Trains `self.net`, which a subclass sets, on a task.
+    """Trains a network on a task.
 
     `self(batch)`, here `self.net(batch)`, is the prediction that the task scores. Logged:
     train/loss, train/grad_norm and, for validation and test, loss and the task's scores as
@@ -112,6 +113,7 @@ class LitModule(L.LightningModule):
 
     Args:
         task: what is predicted, its loss and its metrics.
+        net: maps a batch to the prediction.
         optimisation: optimiser and schedule.
         compile: torch.compile the network with dynamic shapes.
 
@@ -119,16 +121,19 @@ class LitModule(L.LightningModule):
         label_names: of the outputs, where the data have names; known of a model that was trained.
     """
 
-    net: nn.Module
     penalty: Penalty | None = None
 
-    def __init__(self, task: Task, optimisation: Optimisation, *, compile: bool = False):
+    def __init__(
+        self, task: Task, net: nn.Module, optimisation: Optimisation, *, compile: bool = False
+    ):
         super().__init__()
         self.task, self.optimisation, self.compile_net = task, optimisation, compile
         self.label_names: list[str] = []
         self.val_metrics, self.test_metrics = task.metrics(), task.metrics()
         # Not by `log`: Lightning rounds the mean number of a process's samples down.
         self.mean_loss = MeanMetric(nan_strategy="disable")
+        self.net = net
+        self.register_state_dict_post_hook(_leave_what_cannot_be_loaded)
 
     def forward(self, batch: Any) -> Tensor:
         return self.net(self.in_precision(self.task.as_batch(batch)))
@@ -212,6 +217,12 @@ class LitModule(L.LightningModule):
         """The mean over a batch's samples of what training minimises."""
         return self.task.loss(in_single(self(batch)), batch)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # Lightning divides by the batches of a whole step, also in an epoch's last one, which has
+        # the batches that are left.
+        left, whole = batches_of_step(self.trainer), self.trainer.accumulate_grad_batches
+        super().backward(loss if left == whole else loss * (whole / left), *args, **kwargs)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norm = torch.nn.utils.get_total_norm(gradients_of(self))
         if isinstance(norm, DTensor):
@@ -266,6 +277,19 @@ class LitModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         return self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))
+
+
+def _leave_what_cannot_be_loaded(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Take out of a state_dict what a foreign network added that is no state of a module.
+
+    `load_state_dict` would refuse it, and `torch.load(weights_only=True)` the classes in it; the
+    networks of neuraloperator add their constructor's arguments.
+    """
+    for key in [*state_dict]:
+        if not isinstance(state_dict[key], Tensor) and not key.endswith("_extra_state"):
+            del state_dict[key]
 
 
 def gradients_of(module: nn.Module) -> list[Tensor]:

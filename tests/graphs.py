@@ -1,12 +1,17 @@
 """Small graphs that tests share: molecules with labels, and the odd shapes that break code."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 from torch_geometric.data import Batch, Data
 
 from datamodules.graphs.molecules import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
 from lit_models.graphs.encoders import CategoricalEncoder
+from lit_models.graphs.heads import GraphHead, NodeHead
+from lit_models.graphs.tasks import GraphTask
+from lit_models.module import LitModule, Optimisation
 
 molecule_encoder = partial(
     CategoricalEncoder, node_sizes=ATOM_FEATURE_SIZES, edge_sizes=BOND_FEATURE_SIZES
@@ -24,6 +29,19 @@ TOPOLOGIES = {
     "cycle": (4, [(0, 1), (1, 2), (2, 3), (3, 0)]),
     "hub": (8, [(0, i) for i in range(1, 8)] + [(i, 0) for i in range(1, 8)]),
 }
+
+
+def graph_model(
+    task: GraphTask,
+    net: Callable[..., nn.Module],
+    encoder: Callable[[int], nn.Module] = molecule_encoder,
+    head: Callable[..., nn.Module] | None = None,
+    **options,
+) -> LitModule:
+    """A network with the usual head of the task's level, ready to be trained."""
+    head = head or (GraphHead if task.level == "graph" else NodeHead)
+    readout = partial(head, num_outputs=task.num_outputs)
+    return LitModule(task, net(encoder, readout, **options), Optimisation())
 
 
 def edge_index(name: str) -> torch.Tensor:

@@ -1,11 +1,14 @@
-"""Callbacks that tests put into a run to hurt it."""
+"""What tests put into a run to hurt it."""
 
 import os
 import signal
+from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+
+from lit_models.graphs.bag_of_atoms import BagOfAtoms
 
 
 class KillAt(Callback):
@@ -28,6 +31,21 @@ class KillInValidation(Callback):
     def on_validation_batch_start(self, trainer: L.Trainer, *args) -> None:
         if trainer.current_epoch == self.epoch and trainer.ckpt_path is None:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class StopAtEnd(Callback):
+    """Stop, as Ctrl-C does, when all is trained and validated, unless the run was resumed."""
+
+    def on_train_end(self, trainer: L.Trainer, *args) -> None:
+        if trainer.ckpt_path is None:
+            raise KeyboardInterrupt
+
+
+class OpaqueNet(BagOfAtoms):
+    """A network whose state torch.load(weights_only=True) refuses."""
+
+    def get_extra_state(self) -> object:
+        return Path("anywhere")
 
 
 class PoisonAt(Callback):

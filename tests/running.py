@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import runs
 import train
 from errors import one_sentence_errors
+from report import as_override
 
 ROOT = Path(__file__).parent.parent
 FEW = "data.generated_size=[60,20,20]"
@@ -27,8 +28,8 @@ def arguments(folder: Path, *overrides: str, few: Sequence[str] = (FEW,)) -> lis
         "data.source=generated",
         *few,
         "compare=null",
-        f"runs_dir={folder / 'runs'}",
-        f"data.cache_dir={cache}",
+        f"runs_dir={as_override(str(folder / 'runs'))}",
+        f"data.cache_dir={as_override(str(cache))}",
         *overrides,
     ]
 

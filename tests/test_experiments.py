@@ -133,9 +133,9 @@ def test_ablated_chimera_trains_and_is_drawn(tmp_path):
     run = train_here(
         tmp_path,
         "chimera_lrgb",
-        "model.edge_delta=false",
-        "model.normalise=false",
-        "model.delta_range=[2.0,4.0]",
+        "model.net.edge_delta=false",
+        "model.net.normalise=false",
+        "model.net.delta_range=[2.0,4.0]",
     )
     assert math.isfinite(report_of(run)["test"]["ap"])
     events = [EventAccumulator(str(path)).Reload() for path in run.glob("events.out.*")]
@@ -158,7 +158,7 @@ def test_compiled_training(tmp_path):
         folder = tmp_path / compile_net
         folder.mkdir()
         done = train_outside(
-            folder, "chimera_lrgb", f"model.compile={compile_net}", "model.dropout=0"
+            folder, "chimera_lrgb", f"model.compile={compile_net}", "model.net.dropout=0"
         )
         assert done.returncode == 0, done.stderr
         (run,) = (folder / "runs").glob("chimera_lrgb-*")

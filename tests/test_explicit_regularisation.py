@@ -49,7 +49,7 @@ def test_a_model_that_cannot_be_differentiated_twice_says_so(tmp_path):
 def test_steps_of_large_batches_are_as_long_as_they_are_told(tmp_path, network):
     run = train_here(
         tmp_path, "chimera_cifar10", "model=convolutional_classifier",
-        f"convolutional_encoder@model.encoder={network}", "data.limit=64",
+        f"convolutional_encoder@model.net.encoder={network}", "data.limit=64",
         "+penalty@callbacks.penalty=unit_jacobian", "+grafting@callbacks.grafting=constant",
         "callbacks.penalty.together=2",
         "trainer.gradient_clip_val=null", "+trainer.accumulate_grad_batches=2",

@@ -19,7 +19,7 @@ def test_a_depthwise_convolution_counts_as_one():
 def test_a_step_and_how_many_there_are(tmp_path):
     where = ("scale=smoke", "experiment_name=x", f"data.cache_dir={tmp_path}")
     few = ("data.source=generated", "data.generated_size=[60,20,20]")
-    bert = ("text_encoder@model.encoder=bert", "trainer.accumulate_grad_batches=2")
+    bert = ("text_encoder@model.net.encoder=bert", "trainer.accumulate_grad_batches=2")
     cfg = composed("chimera_mlm", *where, *few, *bert)
     step, steps, samples = measure(cfg)
     assert (steps, samples) == (1, 32), "32 blocks, 16 at once"

@@ -1,19 +1,24 @@
 """The rules of the house: who imports whom, what a config looks like, what the README promises."""
 
 import ast
+import importlib
+import pkgutil
 import re
 import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+import kernels
 from ledger.claim import CLAIMS, claim_names
-from tests.planted_faults import FAULTS
+from tests.planted_faults import FAULTS, Fault, MisfitError, file_of_tests, planted
 from tools.list_experiments import EXPERIMENTS, header
 
 ROOT = Path(__file__).parent.parent
 OURS = {"kernels", "lit_models", "datamodules", "studies", "ledger", "tools"}
-OURS |= {"train", "runs", "report", "reproduce", "errors"}
+OURS |= {"train", "runs", "report", "reproduce", "checks", "errors"}
 ALLOWED = {
     "kernels": {"kernels"},
     "lit_models": {"lit_models", "kernels"},
@@ -22,40 +27,80 @@ ALLOWED = {
 }
 
 
+def modules() -> dict[str, Path]:
+    """Our own modules and packages by their dotted names."""
+    paths = [*ROOT.glob("*.py"), *(p for room in OURS for p in (ROOT / room).rglob("*.py"))]
+    dotted = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
+    return {name.removesuffix(".__init__"): path for path, name in dotted.items()}
+
+
+MODULES = modules()
+
+
 def imported(path: Path) -> set[str]:
-    """Top-level names of the packages of ours that a file imports, anywhere in it."""
+    """Our own modules that a file imports, anywhere in it, or takes names from."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module)
-    return {name.split(".")[0] for name in names} & OURS
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= inside & MODULES.keys()
+            names |= {node.module} if inside - MODULES.keys() else set()
+    return names & MODULES.keys()
 
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_who_imports_whom(package):
     for path in (ROOT / package).rglob("*.py"):
-        assert imported(path) <= ALLOWED[package], path
+        assert {name.split(".")[0] for name in imported(path)} <= ALLOWED[package], path
 
 
-def test_planted_faults_still_fit_the_code():
-    for fault in FAULTS:
-        assert (ROOT / fault.file).read_text().count(fault.right) == 1, fault.name
+def test_no_import_leads_back():
+    """Imports inside functions count, too: put where they are to hide a circle, they are one."""
+    graph = {name: imported(path) for name, path in MODULES.items()}
+    assert {"kernels.resolvent.cost", "kernels.resolvent"} <= graph["kernels.resolvent.fit_cost"]
+    assert "kernels.grid.triton_backend" in graph["kernels.grid"]  # inside a function
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_a_dotted_name_of_kernels_means_what_lies_there():
+    """No function that a package exports hides a module of the package."""
+    for found in pkgutil.walk_packages(kernels.__path__, "kernels."):
+        importlib.import_module(found.name)
+    for found in pkgutil.walk_packages(kernels.__path__, "kernels."):
+        package, _, name = found.name.rpartition(".")
+        assert getattr(sys.modules[package], name) is sys.modules[found.name]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_planted_faults_still_fit_the_code(fault):
+    assert fault.right != fault.wrong
+    planted((ROOT / fault.file).read_text(), fault)
+    assert (ROOT / file_of_tests(fault)).is_file()
+
+
+def test_what_a_planted_fault_fits():
+    """The code of its function, whatever the formatting, comments and docstring; once."""
+    source = "def f(x):\n    '''x + 1'''\n    return (\n        x  # x + 1\n        + 1\n    )\n"
+    fault = Fault("sign", "f.py", "f", "x + 1", "x - 1")
+    assert ast.unparse(planted(source, fault)) == "def f(x):\n    return x - 1"
+    for change in ({"right": "x"}, {"right": "y"}, {"function": "g"}, {"function": "C.f"}):
+        with pytest.raises(MisfitError, match="sign: "):
+            planted(source, fault._replace(**change))
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_an_experiment_is_short_and_has_a_header(path):
-    assert len(path.read_text().splitlines()) <= 40
+def test_an_experiment_has_a_header(path):
     facts = header(path)
     assert f"EXP={path.stem}" in facts["command"]
 
 
 @pytest.mark.parametrize("path", sorted(CLAIMS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_a_claim_is_short_and_names_its_command(path):
+def test_a_claim_has_lines_that_a_screen_holds_and_names_its_command(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= 40
+    assert [line for line in lines if len(line) > 100] == []
     assert lines[0] == f"# make reproduce CLAIM={path.stem}"
 
 
@@ -107,8 +152,6 @@ def test_every_command_of_the_readme_exists(command):
 @pytest.mark.parametrize("target", ["help", "list", "doctor"])
 def test_cheap_commands_run(target):
     """The interpreter of the tests stands in for the one that `make setup` would install."""
-    import sys
-
     module = {"list": "tools.list_experiments", "doctor": "tools.doctor"}.get(target)
     command = [sys.executable, "-m", module] if module else ["make", "help"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)

@@ -13,11 +13,11 @@ EXPERIMENTS = ["chimera_cifar10", "chimera_imagenet", "chimera_tiny_imagenet"]
 
 def make(experiment: str, encoder: str, *overrides: str):
     """The encoder of an experiment with another one's name, its weights without memory."""
-    words = [f"experiment={experiment}", f"image_encoder@model.encoder={encoder}", *overrides]
+    words = [f"experiment={experiment}", f"image_encoder@model.net.encoder={encoder}", *overrides]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", words)
     with torch.device("meta"):
-        return instantiate(cfg.model.encoder, _convert_="all")
+        return instantiate(cfg.model.net.encoder, _convert_="all")
 
 
 def count(module: torch.nn.Module) -> int:
@@ -46,9 +46,9 @@ def test_a_rival_without_positions():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("scale", ["smoke", "demo", "paper"])
 def test_positions_are_of_the_grid_that_images_are(experiment, scale):
-    words = [f"experiment={experiment}", "image_encoder@model.encoder=vit", f"scale={scale}"]
+    words = [f"experiment={experiment}", "image_encoder@model.net.encoder=vit", f"scale={scale}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", words)
     side = cfg.data.resolution // cfg.patch
-    assert cfg.model.encoder.grid == [side, side]
+    assert cfg.model.net.encoder.grid == [side, side]
     assert cfg.data.resolution % cfg.patch == 0

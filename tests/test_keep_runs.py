@@ -28,8 +28,11 @@ def make_run(folder, encoder: str, accuracy: float):
 def test_reports_curves_and_what_differs(tmp_path):
     runs = [make_run(tmp_path / "a", "vit.ViT", 0.5), make_run(tmp_path / "b", "other.Net", 0.6)]
     kept = json.loads(keep("both", runs, tmp_path / "results").read_text())["runs"]
-    assert kept[0]["config"] == {"seed": 3, "model.encoder._target_": "lit_models.images.vit.ViT"}
-    assert kept[1]["config"] == {"model.encoder._target_": "lit_models.other.Net"}
+    assert kept[0]["config"] == {
+        "seed": 3,
+        "model.net.encoder._target_": "lit_models.images.vit.ViT",
+    }
+    assert kept[1]["config"] == {"model.net.encoder._target_": "lit_models.other.Net"}
     assert [run["report"]["selected"]["value"] for run in kept] == [0.5, 0.6]
     assert kept[1]["curves"]["val/accuracy"] == {"step": [10, 20], "value": [0.3, 0.6]}
     loss = kept[0]["curves"]["train/loss"]

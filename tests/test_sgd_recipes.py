@@ -36,7 +36,7 @@ def test_batches_steps_and_network_of_a_cell(cell, method):
     cfg = of_cell(cell, method)
     network, data = cell.split("_")
     kind, normed = NETWORKS[network]
-    encoder = instantiate(cfg.model.encoder)
+    encoder = instantiate(cfg.model.net.encoder)
     assert isinstance(encoder, kind)
     assert bool([*encoder.buffers()]) is normed
     assert f"cifar{cfg.data.classes}" == data
@@ -49,7 +49,7 @@ def test_batches_steps_and_network_of_a_cell(cell, method):
     assert cfg.trainer.max_epochs * batches / together == pytest.approx(5000, rel=0.05)
     assert cfg.model.optimisation.algorithm == "sgd"
     assert cfg.trainer.gradient_clip_val is None
-    assert cfg.callbacks.ema.decay == 0, "the last weights are tested"
+    assert cfg.callbacks.averaging.decay == 0, "the last weights are tested"
 
 
 @pytest.mark.parametrize("cell", PUBLISHED)

@@ -18,7 +18,7 @@ def composed(experiment: str, *overrides: str):
 
 def make(experiment: str, encoder: str, *overrides: str):
     """A model of an experiment with another encoder, its weights without memory."""
-    cfg = composed(experiment, f"text_encoder@model.encoder={encoder}", *overrides)
+    cfg = composed(experiment, f"text_encoder@model.net.encoder={encoder}", *overrides)
     with torch.device("meta"):
         return instantiate(cfg.model, _convert_="all")
 
@@ -86,5 +86,5 @@ def test_a_classifier_of_sentences():
 
 
 def test_a_rival_without_positions():
-    model = make("chimera_mlm", "bert", "model.encoder.max_length=null")
+    model = make("chimera_mlm", "bert", "model.net.encoder.max_length=null")
     assert count(model) == count(make("chimera_mlm", "bert")) - 512 * 768

@@ -3,18 +3,24 @@
 import csv
 import json
 import math
+import shutil
 import signal
 import subprocess
 
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.trainer.connectors import signal_connector
+from omegaconf import OmegaConf
 
 import report as report_module
 import runs
 from lit_models.callbacks.checkpoint import AtomicCheckpointIO
 from tests import loopback
 from tests.running import (
+    arguments,
+    call_main,
     call_runs,
     report_of,
     scalars,
@@ -28,7 +34,7 @@ TEN_STEPS = (
     "trainer.limit_train_batches=null",
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=1",
-    "model.dropout=0.2",
+    "model.net.dropout=0.2",
     "callbacks.last.every_n_train_steps=3",
 )
 KILL = "+callbacks.kill={_target_: tests.interruptions.KillAt, step: STEP}"
@@ -114,6 +120,76 @@ def test_sigterm_ends_in_one_sentence_and_can_be_resumed(tmp_path):
     assert (run / "report.json").exists()
 
 
+SLURM = {
+    "JOB_ID": "1",
+    "JOB_NAME": "train",
+    "NTASKS": "1",
+    "PROCID": "0",
+    "LOCALID": "0",
+    "NODEID": "0",
+}
+
+
+def test_a_run_that_slurm_stopped_goes_on_where_it_was_and_hurts_no_other(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("whole", "stopped", "other")]
+    whole = train_here(folders[0], "baseline_atoms", *TEN_STEPS)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(signal_connector, "call", lambda *args, **kwargs: 0)  # scontrol
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    signalled = KILL.replace("STEP", f"12, signal_number: {int(signal.SIGUSR1)}")
+    poison = "+callbacks.poison={_target_: tests.interruptions.PoisonAt, step: 14}"
+    with pytest.raises(SystemExit):
+        train_here(folders[1], "baseline_atoms", *TEN_STEPS, signalled, poison)
+    (run,) = (folders[1] / "runs").iterdir()
+    assert (run / "hpc_ckpt_1.ckpt").is_file()
+    assert not [*(tmp_path / "here").iterdir()]
+    other = train_here(folders[2], "baseline_atoms", *TEN_STEPS)
+    assert report_of(other)["test"] == report_of(whole)["test"]
+    again = (*arguments(folders[1], *TEN_STEPS), f"run_dir={run}")
+    with pytest.raises(SystemExit, match="holds a run that SLURM stopped: go on with `make resume"):
+        call_main("experiment=baseline_atoms", *again)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    call_main("experiment=baseline_atoms", *again)
+    resumed = {s: v for s, v in scalars(run, "train/loss").items() if s >= 12}
+    assert resumed == {s: v for s, v in scalars(whole, "train/loss").items() if s >= 12}
+    for fact in ("test", "selected", "steps", "epochs"):
+        assert report_of(run)[fact] == report_of(whole)[fact]
+    assert call_runs("eval", run) == pytest.approx(report_of(whole)["test"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        KILL.replace("STEP", "15, signal_number: 15"),
+        "+callbacks.kill={_target_: tests.interruptions.StopAtEnd}",
+    ],
+)
+def test_a_run_that_was_moved_resumes_as_if_it_had_not_been(tmp_path, stop, monkeypatch):
+    """Stopped in its second epoch, or after it; of this seed the first epoch is the best."""
+    monkeypatch.chdir(tmp_path)
+    poor = (*TEN_STEPS, "seed=3", "model.optimisation.lr=0.01", "+model.optimisation.decay=none")
+    whole = train_here(tmp_path / "whole", "baseline_atoms", *poor)
+    with pytest.raises(SystemExit):
+        call_main(
+            "experiment=baseline_atoms", *arguments(tmp_path, *poor, stop), "run_dir=lit_models"
+        )
+    run = tmp_path / ("a folder of another name, " * 5) / "run"
+    run.parent.mkdir()
+    (tmp_path / "lit_models").rename(run)
+    call_runs("resume", run)
+    for fact in ("test", "selected", "steps", "epochs"):
+        assert report_of(run)[fact] == report_of(whole)[fact]
+    assert scalars(run, "val/ap") == scalars(whole, "val/ap")
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == 10, "or the best epoch was the last, and nothing was tested"
+    # A name that is also a part of classes' names, given with a slash.
+    run.rename(tmp_path / "lit_models")
+    assert call_runs("eval", "lit_models/") == pytest.approx(report_of(whole)["test"], rel=1e-6)
+    assert {p.name for p in tmp_path.iterdir()} <= {"whole", "lit_models", "data", run.parent.name}
+
+
 def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     path, save = tmp_path / "last.ckpt", torch.save
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
@@ -148,10 +224,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
 def test_load_run_gives_the_selected_model_back(finished):
     model = runs.load_run(finished)
     checkpoint = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
-    assert type(model).__name__ == "LitChimeraGraph"
+    assert type(model.net).__name__ == "ChimeraGraph"
     assert not model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, checkpoint["state_dict"][name])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_network_of_another_library_is_trained_saved_and_loaded(tmp_path):
+    peer = "{_target_: neuralop.models.FNO, n_modes: [4], in_channels: 1, out_channels: 1, "
+    peer += "hidden_channels: 8, n_layers: 2}"
+    run = train_here(tmp_path, "fno_burgers", "~model.net", f"+model.net={peer}")
+    assert type(runs.load_run(run).net).__module__.startswith("neuralop.")
+    assert call_runs("eval", run) == pytest.approx(report_of(run)["test"], rel=1e-6)
 
 
 def test_eval_reproduces_the_report(finished):
@@ -184,7 +269,7 @@ def test_a_run_leaves_one_folder_with_all_that_is_needed(finished):
     report = report_of(finished)
     assert report["data"]["source"] == "generated"
     assert report["steps"] == 20
-    assert report["averaging"] == config["callbacks"]["ema"]["decay"]
+    assert report["averaging"] == config["callbacks"]["averaging"]["decay"]
     for fact in (
         "parameters",
         "graphs_per_second",
@@ -249,7 +334,7 @@ def test_a_sweep_of_two_seeds_leaves_two_runs_in_one_folder(tmp_path):
 
 
 def test_the_baseline_is_trained_on_the_same_data(tmp_path, capfd):
-    run = train_here(tmp_path, "chimera_lrgb", "compare=baseline_atoms")
+    run = train_here(tmp_path / "Läufe été", "chimera_lrgb", "compare=baseline_atoms")
     screen = capfd.readouterr().out
     report, baseline = report_of(run), report_of(run / "baseline_atoms")
     assert report["baseline"]["test"] == baseline["test"]
@@ -265,33 +350,81 @@ def test_a_baseline_that_fails_is_said_to(tmp_path, capfd):
     assert "The baseline_atoms has no score: it failed" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("metric_better", [True, False])
-def test_the_last_screen_says_so_when_the_model_is_not_ahead(metric_better, capsys):
-    from omegaconf import OmegaConf
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Läufe/é",
+        'a "quoted" \\ name, with spaces',
+        "trailing \\",
+        "null",
+        "1",
+        [1, 2.5, None, True, "x y"],
+        {"_target_": "a.B", "sizes": [64], "viscosity": 1e-05, "deep": {"a": "b c"}},
+        0.0,
+        float("inf"),
+    ],
+)
+def test_the_baseline_is_told_the_same_data_in_any_language(value):
+    override = OverridesParser.create().parse_override(f"key={report_module.as_override(value)}")
+    assert override.value() == value
 
-    from report import print_summary
 
-    score = 0.9 if metric_better else 0.3
+def screen_of(capsys, **facts) -> str:
+    """The last screen of a report on average precision with some other facts."""
     report = {
         "experiment": "x",
         "scale": "demo",
         "seed": 0,
         "parameters": 1,
         "steps": 1,
-        "averaging": 0.99 if metric_better else None,
+        "averaging": None,
         "data": {"task": "t", "source": "official", "limit": None},
         "selected": {"metric": "val/ap"},
-        "test": {"ap": score},
+        "test": {"ap": 0.9},
         "trivial": "constant",
         "constant": {"ap": 0.2},
         "maximise": True,
         "baseline": {"experiment": "baseline_atoms", "test": {"ap": 0.5}},
     }
-    print_summary(OmegaConf.create({"run_dir": "runs/x"}), json.loads(json.dumps(report)))
-    screen = capsys.readouterr().out
+    report = json.loads(json.dumps(report | facts))
+    report_module.print_summary(OmegaConf.create({"run_dir": "runs/x"}), report)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("metric_better", [True, False])
+def test_the_last_screen_says_so_when_the_model_is_not_ahead(metric_better, capsys):
+    decay = 0.99 if metric_better else None
+    screen = screen_of(capsys, test={"ap": 0.9 if metric_better else 0.3}, averaging=decay)
     assert ("x is NOT better than the baseline_atoms" in screen) != metric_better
     assert "NOT better than the constant" not in screen
     assert ("weights averaged with decay 0.99" in screen) == metric_better
+
+
+@pytest.mark.parametrize("score", [None, 0.0])
+def test_the_last_screen_knows_no_score_from_one_of_zero(score, capsys):
+    told = "0.0000" if score == 0 else "nan"
+    baseline = {"experiment": "baseline_atoms", "test": {"ap": score}}
+    screen = screen_of(capsys, baseline=baseline)
+    assert f"baseline_atoms          {told}" in screen
+    assert ("baseline_atoms has no score: its ap is not defined" in screen) == (score is None)
+    screen = screen_of(capsys, constant={"ap": score})
+    assert f"constant predictor      {told}" in screen
+    screen = screen_of(capsys, test={"ap": score})
+    assert f"x                       {told}" in screen
+    assert ("The x has no score" in screen) == (score is None)
+    assert ("x is NOT better than the constant" in screen) == (score == 0)
+
+
+@pytest.mark.parametrize(("score", "told"), [(0.0, "0.000000"), (None, "nan")])
+def test_eval_tells_a_reported_score_of_zero(finished, tmp_path, capsys, score, told):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    report = report_of(run)
+    report["test"]["ap"] = score
+    (run / "report.json").write_text(json.dumps(report))
+    call_runs("eval", run)
+    (line,) = (row for row in capsys.readouterr().out.splitlines() if row.split()[0] == "ap")
+    assert line.endswith(f"reported {told}")
 
 
 def test_a_changed_tree_is_dirty_unless_results_alone_changed(tmp_path, monkeypatch):

@@ -102,7 +102,9 @@ def work(command: list[str], run: Path, out: Path, minutes: float) -> None:
 def step_of(run: Path) -> int:
     """The step of a run's last checkpoint, 0 without one."""
     path = run / "checkpoints" / "last.ckpt"
-    return _load(path)["global_step"] if path.is_file() else 0
+    if not path.is_file():
+        return 0
+    return torch.load(path, map_location="cpu", weights_only=True)["global_step"]
 
 
 def deliver(run: Path, out: Path) -> None:
@@ -135,29 +137,9 @@ def restore(run: Path, folder: Path) -> None:
     for name in CHECKPOINTS:
         path = folder / f"{run.name}-{name}.ckpt"
         if path.is_file():
-            moved = _load(path)
-            relocate(moved, (run / "checkpoints").resolve())
-            torch.save(moved, checkpoints / f"{name}.ckpt")
+            shutil.copyfile(path, checkpoints / f"{name}.ckpt")
     (partial / run.name).replace(run)
     partial.rmdir()
-
-
-def relocate(checkpoint: dict, folder: Path) -> None:
-    """Tell the callbacks of a checkpoint where its run's checkpoints lie now.
-
-    Lightning notes absolute paths there, and forgets the best score where they have changed.
-    """
-    for state in checkpoint.get("callbacks", {}).values():
-        old = state.get("dirpath") if isinstance(state, dict) else None
-        for key, value in state.items() if old else ():
-            if isinstance(value, str):
-                state[key] = value.replace(old, str(folder), 1)
-            elif key == "best_k_models":
-                state[key] = {p.replace(old, str(folder), 1): score for p, score in value.items()}
-
-
-def _load(path: Path) -> dict:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 if __name__ == "__main__":

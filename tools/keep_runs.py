@@ -91,7 +91,7 @@ def draw(kept: list[dict]) -> Figure:
     metric = kept[0]["report"]["selected"]["metric"]
     for number, run in enumerate(kept):
         curve = run["curves"].get(metric, {"step": [], "value": []})
-        told = run["config"].get("model.encoder._target_", f"run {number}").rsplit(".", 1)[-1]
+        told = run["config"].get("model.net.encoder._target_", f"run {number}").rsplit(".", 1)[-1]
         axes.plot(curve["step"], curve["value"], marker=".", label=told)
     axes.set(xlabel="optimiser step", ylabel=metric)
     axes.grid(alpha=0.3)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import DataError
-from datamodules.generated import GeneratedDataModule
 from datamodules.graphs.graph_cache import GraphTable
+from datamodules.graphs.module import GeneratedGraphDataModule
 
 Topology = Literal["binary_tree", "path", "prufer"]
 NODES = {"binary_tree": 31, "path": 30, "prufer": 30}
@@ -20,7 +20,7 @@ GENERATOR_VERSION = 1
 """Raise it with every change of what is generated."""
 
 
-class IsingDataModule(GeneratedDataModule):
+class IsingDataModule(GeneratedGraphDataModule):
     """E[x_i] of every node, y [n, 1], from random fields h_i ~ N(0, 1), x [n, 1].
 
     p(x) ∝ exp(J Σ_{ij} x_i x_j + Σ_i h_i x_i) for x ∈ {−1, 1}ⁿ, by belief propagation in float64.
@@ -30,10 +30,10 @@ class IsingDataModule(GeneratedDataModule):
         topology: the complete `binary_tree` of 31 nodes, the `path` of 30, rooted at an end, or
             `prufer`, uniform labelled trees of 30 nodes, another for every graph, rooted anywhere.
         coupling: J.
-        data: see GeneratedDataModule.
+        data: see GeneratedGraphDataModule.
 
     Raises:
-        DataError: another topology, and as GeneratedDataModule says.
+        DataError: another topology, and as GeneratedGraphDataModule says.
 
     Source: arXiv:2410.09867, trees, sizes and J = 1; amounts of data are ours.
     """

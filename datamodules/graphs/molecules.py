@@ -22,6 +22,7 @@ from torch_geometric.data import Data
 
 from datamodules.cores import cores
 from datamodules.errors import DataError
+from datamodules.processes import end_with_parent
 
 FEATURE_VERSION = 1
 """Raise it with every change of the features: cached data of another version are not used."""
@@ -118,11 +119,17 @@ def smiles_to_arrays(smiles: Sequence[str], processes: int | None = None) -> Mol
             this process when there are few molecules.
 
     Raises:
-        DataError: RDKit is missing, cannot read a string, or a bond has a stereo category that
-            OGB does not know.
+        DataError: an element is not a string, RDKit is missing or cannot read one, or a bond has a
+            stereo category that OGB does not know.
 
     Source: features of `ogb.utils.smiles2graph`, arXiv:2005.00687.
     """
+    for row, text in enumerate(smiles):
+        if not isinstance(text, str):
+            raise DataError(
+                f"Expected a SMILES string in row {row}, got {text!r}: correct or drop this "
+                "molecule."
+            )
     _chem()  # imported before any fork, so that no worker waits for an import lock
     chunks = [smiles[i : i + _CHUNK] for i in range(0, len(smiles), _CHUNK)] or [smiles]
     if processes is None:
@@ -136,7 +143,7 @@ def smiles_to_arrays(smiles: Sequence[str], processes: int | None = None) -> Mol
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         try:
-            with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            with ProcessPoolExecutor(processes, context, end_with_parent) as pool:
                 return _concatenate(list(pool.map(_featurise, chunks)))
         except BrokenProcessPool as error:
             raise DataError(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import DataError
-from datamodules.generated import GeneratedDataModule
 from datamodules.graphs.graph_cache import GraphTable
+from datamodules.graphs.module import GeneratedGraphDataModule
 
 FEATURES = 10
 GENERATOR_VERSION = 1
@@ -34,7 +34,7 @@ class Planted(NamedTuple):
     readout: Tensor
 
 
-class StarsDataModule(GeneratedDataModule):
+class StarsDataModule(GeneratedGraphDataModule):
     """Stars of a hub, node 0, and `leaves` leaves; x [n + 1, 10] standard Gaussian, y [n + 1, 1].
 
     Targets are those of a random edge network, see `planted_targets`, shifted and scaled so that
@@ -46,10 +46,10 @@ class StarsDataModule(GeneratedDataModule):
         planted_depth: rounds k of the planted network.
         planted_width: its channels.
         planted_seed: of its weights.
-        data: see GeneratedDataModule; `seed` is of the features.
+        data: see GeneratedGraphDataModule; `seed` is of the features.
 
     Raises:
-        DataError: a number that is not positive, and as GeneratedDataModule says.
+        DataError: a number that is not positive, and as GeneratedGraphDataModule says.
 
     Source: arXiv:2410.09867, the synthetic task on stars. The paper's text at hand says no more
     than "x ∈ R¹⁰ Gaussian; targets from a planted edge-GCN of depth k": weights, their scale, one

@@ -7,17 +7,20 @@ arXiv:2003.00982, in the files that torch-geometric reads.
 import os
 import shutil
 import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC
 
+from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, file_key
-from datamodules.cached import SPLITS, CachedGraphDataModule
 from datamodules.download import download
 from datamodules.errors import DataError, one_line
-from datamodules.graphs.graph_cache import GraphTable, graph_plan
+from datamodules.graphs.graph_cache import GraphTable
+from datamodules.graphs.module import CachedGraphDataModule
 
 RAW_NAMES = [f"{split}.{kind}" for kind in ("pickle", "index") for split in SPLITS]
 
@@ -30,50 +33,45 @@ class ZINCDataModule(CachedGraphDataModule):
     never written there, else downloaded to `cache_dir`, where what was read is cached.
 
     Args:
-        source: "official", which is also what "auto" comes to.
-        data_dir: folder that may hold `zinc/raw/`, torch-geometric's raw files; None takes the
-            environment's DATA_DIR.
-        cached: see CachedDataModule.
+        cached: see CachedGraphDataModule; the only source is "official", and `data_dir` may hold
+            `zinc/raw/`, torch-geometric's raw files.
 
     Raises:
-        DataError: another source and, when preparing, files that are missing and cannot be
-            downloaded, or cannot be read.
+        DataError: as CachedDataModule says.
     """
 
-    task, source_used = "zinc", "official"
+    task = "zinc"
     label_names = ["penalised_logP"]  # noqa: RUF012 (never changed)
 
-    def __init__(
-        self,
-        source: Literal["auto", "official"] = "auto",
-        data_dir: str | Path | None = None,
-        **cached: Any,
-    ):
-        super().__init__(**cached)
-        if source not in ("auto", "official"):
-            raise DataError(f"There are no {source!r} molecules of ZINC: set data.source=official.")
-        data_dir = data_dir or os.environ.get("DATA_DIR")
-        given = Path(data_dir).expanduser() / "zinc" / "raw" if data_dir else None
-        # torch-geometric would empty an incomplete folder, so only a complete one counts.
-        self._is_given = given is not None and all((given / name).exists() for name in RAW_NAMES)
-        self._raw = given if self._is_given else self.cache_dir / "zinc" / "raw"
+    @property
+    def sources(self) -> Mapping[str, Callable[[], CachePlan]]:
+        return {"official": self._plan_official}
 
-    def plan(self) -> CachePlan:
+    def _plan_official(self) -> CachePlan:
         key: dict[str, Any] = {"url": ZINC.url}
-        if self._is_given:
-            key = {name: file_key(self._raw / name) for name in RAW_NAMES}
-        about = {"task": self.task, "source": "official"}
-        return graph_plan(self.cache_dir / "zinc", "zinc-official", key, about, self._read)
+        raw = self._given()
+        if raw is not None:
+            key = {name: file_key(raw / name) for name in RAW_NAMES}
+        build = partial(self._read, raw or self.cache_dir / "zinc" / "raw")
+        return self.plan("zinc", "official", key, build)
 
-    def _read(self, scratch: Path) -> dict[str, GraphTable]:
-        if not all((self._raw / name).exists() for name in RAW_NAMES):
-            _download_raw(self._raw, scratch)
+    def _given(self) -> Path | None:
+        """The raw files in `data_dir`, None if they are to be downloaded."""
+        data_dir = self.given_folder()
+        folder = data_dir / "zinc" / "raw" if data_dir else None
+        # torch-geometric would empty an incomplete folder, so only a complete one counts.
+        is_complete = folder is not None and all((folder / n).exists() for n in RAW_NAMES)
+        return folder if is_complete else None
+
+    def _read(self, raw: Path, scratch: Path) -> dict[str, GraphTable]:
+        if not all((raw / name).exists() for name in RAW_NAMES):
+            _download_raw(raw, scratch)
         try:
-            return {split: _table(_RawZINC(split, self._raw, scratch)) for split in SPLITS}
+            return {split: _table(_RawZINC(split, raw, scratch)) for split in SPLITS}
         # Damaged files fail in PyG or in pickle with almost any exception.
         except Exception as error:
             raise DataError(
-                f"Expected torch-geometric's raw files of ZINC in {self._raw}, but they cannot be "
+                f"Expected torch-geometric's raw files of ZINC in {raw}, but they cannot be "
                 f"read ({type(error).__name__}: {one_line(error)}): delete that folder, then "
                 "download it again."
             ) from error

@@ -6,7 +6,7 @@ names of uoft-cs/cifar10 and uoft-cs/cifar100 at Hugging Face.
 
 import io
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,12 @@ from PIL import Image
 
 from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, file_key, load_tensors, save_tensors
+from datamodules.cached import GENERATED
 from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.hub import hub_datasets
 from datamodules.images.generated_shapes import GENERATOR_VERSION, shapes
 from datamodules.images.module import ImageDataModule, Images, ImageTable, check_share, held_out
-from datamodules.parquet import readable
+from datamodules.parquet import count_rows, readable
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -63,16 +64,13 @@ class CIFARDataModule(ImageDataModule):
         classes: 10 or 100.
         source: "official", from `<data_dir>/cifar<classes>/{train,test}.parquet`, columns as in
             uoft-cs/cifar10 or uoft-cs/cifar100, with all 60,000 images, or downloaded; "subset",
-            from such files that hold fewer; "generated", see `generated_shapes`; or "auto", the
-            first of these that can be had, with a warning if it is not official.
+            from such files that hold fewer; "generated", see `generated_shapes`; or "auto".
         validation_share: of the training images.
         images: see ImageDataModule.
 
     Raises:
         DataError: another number of classes, a share that is none, and as ImageDataModule says.
     """
-
-    sources = ("official", "subset", "generated")
 
     def __init__(
         self,
@@ -94,22 +92,35 @@ class CIFARDataModule(ImageDataModule):
         """For reports: a part of the images bears its own name."""
         return f"{self.name}-subset" if self.source_used == "subset" else self.name
 
-    def plan_of(self, source: str) -> CachePlan:
-        key: dict[str, Any] = {"format": CACHE_FORMAT, "seed": self.seed}
-        if source == "generated":
-            key |= {"generator": GENERATOR_VERSION, "sizes": self.generated_size}
-            read = self._generate
+    @property
+    def sources(self) -> Mapping[str, Callable[[], CachePlan]]:
+        return {
+            "official": partial(self._plan_files, "official"),
+            "subset": partial(self._plan_files, "subset"),
+            GENERATED: self._plan_generated,
+        }
+
+    def _plan_files(self, source: str) -> CachePlan:
+        key: dict[str, Any] = {"validation_share": self.validation_share}
+        folder = self._given(source)
+        if folder is None:
+            key["revision"], read = REVISIONS[self.classes], self._download
         else:
-            key["validation_share"] = self.validation_share
-            folder = self._given(source)
-            if folder is None:
-                key["revision"], read = REVISIONS[self.classes], self._download
-            else:
-                key["files"] = {name: file_key(folder / f"{name}.parquet") for name in OFFICIAL}
-                read = partial(self._read, partial(_read_parquet, folder))
-        name = f"{self.name}-{source}"
+            key["files"] = {name: file_key(folder / f"{name}.parquet") for name in OFFICIAL}
+            read = partial(self._read, partial(_read_parquet, folder))
+        return self._plan(source, key, read)
+
+    def _plan_generated(self) -> CachePlan:
+        key = {"generator": GENERATOR_VERSION, "sizes": self.generated_size}
+        return self._plan(GENERATED, key, self._generate)
+
+    def _plan(
+        self, source: str, key: dict[str, Any], read: Callable[[Path], Iterable[ImageTable]]
+    ) -> CachePlan:
+        key = {"format": CACHE_FORMAT, "seed": self.seed} | key
         about = {"task": self.name, "source": source}
-        return CachePlan(self.cache_dir / "cifar", name, key, about, partial(self._fill, read))
+        fill = partial(self._fill, read)
+        return CachePlan(self.cache_dir / "cifar", f"{self.name}-{source}", key, about, fill)
 
     def _given(self, source: str) -> Path | None:
         """The folder of `data_dir` with a source's files, None if they are to be downloaded.
@@ -122,7 +133,7 @@ class CIFARDataModule(ImageDataModule):
         if folder is None or not folder.is_dir():
             whole = None
         else:
-            whole = {name: _count_rows(folder / f"{name}.parquet") for name in OFFICIAL} == OFFICIAL
+            whole = {name: _count_rows(folder, name) for name in OFFICIAL} == OFFICIAL
         if whole is not None and whole == (source == "official"):
             return folder
         if source == "official":
@@ -159,10 +170,10 @@ class CIFARDataModule(ImageDataModule):
                 f"uoft-cs/{self.name}."
             )
         label = table[column].to_pylist()
-        if not all(value is not None and 0 <= value < self.classes for value in label):
+        if not all(isinstance(value, int) and 0 <= value < self.classes for value in label):
             raise DataError(
-                f"Expected labels from 0 to {self.classes - 1} in {name} of {self.name}, but some "
-                "are missing or out of range: download the file again."
+                f"Expected whole labels from 0 to {self.classes - 1} in {name} of {self.name}, but "
+                "some are missing, fractional or out of range: download the file again."
             )
         _log.info("Decoding %d images of %s.", len(table), self.name)
         image = np.empty((len(table), 3, SIDE, SIDE), dtype=np.uint8)
@@ -202,15 +213,14 @@ class CIFARDataModule(ImageDataModule):
             yield ImageTable(torch.from_numpy(image), torch.from_numpy(label))
 
 
-def _count_rows(path: Path) -> int:
-    """Of a parquet file, from its last bytes."""
+def _count_rows(folder: Path, name: str) -> int:
+    path = folder / f"{name}.parquet"
     if not path.exists():
         raise DataError(
             f"Expected train.parquet and test.parquet side by side, but {path} is missing: add it, "
             "or unset DATA_DIR to download both."
         )
-    with readable(path, "CIFAR") as parquet:
-        return parquet.read_metadata(path).num_rows
+    return count_rows(path, "CIFAR")
 
 
 def _read_parquet(folder: Path, name: str) -> "Table":

@@ -5,6 +5,7 @@ Shapes: N images of a split.
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datamodules.cache_folder import file_key
 from datamodules.cores import cores
 from datamodules.errors import DataError, one_line
 from datamodules.images.module import LabelledImages
 
 T, S = TypeVar("T"), TypeVar("S")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+HIDDEN = (".", "@")
+"""What names begin with that programs give to their own files."""
 ANNOTATIONS = "val_annotations.txt"
 """Tiny-ImageNet's own file of the classes of its validation images."""
 ITEMS_AT_ONCE = 256
@@ -47,8 +51,29 @@ class Header(NamedTuple):
     mode: str
 
 
-def listed(root: Path, split: str) -> list[Listed]:
+def image_files(root: Path, split: str) -> list[Listed]:
     """The image files of `<root>/<split>/<class>/…`, at any depth, in the order of their paths.
+
+    Files and folders whose names begin with "." or "@" are left out: they hold copies of images
+    that other programs made, such as .ipynb_checkpoints, @eaDir and ._1.jpg.
+    """
+    found = []
+    for kind in (root / split).iterdir():
+        if not kind.is_dir() or kind.name.startswith(HIDDEN):
+            continue
+        for parent, folders, names in os.walk(kind):
+            folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+            inside = Path(parent).relative_to(root).as_posix()
+            found += [
+                Listed(f"{inside}/{name}", kind.name)
+                for name in names
+                if name.lower().endswith(ENDINGS) and not name.startswith(HIDDEN)
+            ]
+    return sorted(found)
+
+
+def listed(root: Path, split: str) -> list[Listed]:
+    """The images of `<root>/<split>`, see `image_files`, in the order of their paths.
 
     Of `<root>/<split>/val_annotations.txt`, the layout of Tiny-ImageNet's own archive, where there
     is one.
@@ -63,13 +88,7 @@ def listed(root: Path, split: str) -> list[Listed]:
         rows = [line.split("\t") for line in (folder / ANNOTATIONS).read_text().splitlines()]
         found = [Listed(f"{split}/images/{row[0]}", row[1]) for row in rows if len(row) > 1]
     else:
-        found = [
-            Listed(path.relative_to(root).as_posix(), kind.name)
-            for kind in folder.iterdir()
-            if kind.is_dir()
-            for path in kind.rglob("*")
-            if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
-        ]
+        found = image_files(root, split)
     if not found:
         raise DataError(
             f"Expected images in {folder}/<class>/, found none: check that the archive was "
@@ -78,18 +97,23 @@ def listed(root: Path, split: str) -> list[Listed]:
     return sorted(found)
 
 
-def folders_key(root: Path, splits: Sequence[str]) -> str:
-    """SHA-256 of what changes when a file is added to or taken from a tree, read from no file.
+def tree_key(root: Path, splits: Sequence[str]) -> str:
+    """SHA-256 of the path, size and time of change of every image file of a tree, none of it read.
 
-    That is when its folders, down to those of the classes and "images" in them, last changed.
+    For a million files on a local disk this takes some seconds.
     """
     digest = hashlib.sha256()
     for split in splits:
-        kinds = sorted(path for path in (root / split).glob("*") if path.is_dir())
-        for folder in (root / split, *kinds, *(kind / "images" for kind in kinds)):
-            if folder.is_dir():
-                about = f"{folder.relative_to(root).as_posix()} {folder.stat().st_mtime_ns}"
-                digest.update(about.encode())
+        folder = root / split
+        paths = [one.path for one in image_files(root, split)] if folder.is_dir() else []
+        if (folder / ANNOTATIONS).exists():
+            paths.append(f"{split}/{ANNOTATIONS}")
+        for path in paths:
+            try:
+                about = file_key(root / path)
+            except OSError:  # a link to a file that is gone
+                about = []
+            digest.update(f"{path} {about}\n".encode())
     return digest.hexdigest()
 
 

@@ -8,9 +8,9 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, load_tensors, save_tensors
+from datamodules.cached import GENERATED
 from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.hub import hub_datasets
 from datamodules.images.files import (
@@ -30,12 +31,12 @@ from datamodules.images.files import (
     attempt,
     decodes,
     ends,
-    folders_key,
     for_each,
     header,
     listed,
     pixels,
     rgb,
+    tree_key,
 )
 from datamodules.images.generated_shapes import GENERATOR_VERSION, shapes
 from datamodules.images.module import (
@@ -106,8 +107,7 @@ class ImageNetDataModule(ImageDataModule):
             have and where to download them.
         classes: their number.
         source: "official", from `<data_dir>/<name>`, or downloaded; "subset", from such a folder
-            with fewer images than were published; "generated", see `generated_shapes`; or "auto",
-            the first of these that can be had, with a warning if it is not official.
+            with fewer images than were published; "generated", see `generated_shapes`; or "auto".
         crop_fraction, crop_area: see above.
         cached_pixels: width × height; see above.
         validation_share: of the training images of every class, at most 50 of them.
@@ -117,8 +117,6 @@ class ImageNetDataModule(ImageDataModule):
         DataError: a number out of range, another number of classes in the folder, and as
             ImageDataModule says.
     """
-
-    sources = ("official", "subset", "generated")
 
     def __init__(
         self,
@@ -164,26 +162,43 @@ class ImageNetDataModule(ImageDataModule):
         about = super().provenance
         return about | {"images": self._meta["images"]}
 
-    def plan_of(self, source: str) -> CachePlan:
-        key: dict[str, Any] = {"format": CACHE_FORMAT, "seed": self.seed, "classes": self.classes}
-        if source == "generated":
-            key |= {"generator": GENERATOR_VERSION, "sizes": self.generated_size}
-            key["resolution"], fill = self.resolution, self._generate
+    @property
+    def sources(self) -> Mapping[str, Callable[[], CachePlan]]:
+        return {
+            "official": partial(self._plan_files, "official"),
+            "subset": partial(self._plan_files, "subset"),
+            GENERATED: self._plan_generated,
+        }
+
+    def _plan_files(self, source: str) -> CachePlan:
+        key: dict[str, Any] = {"validation_share": self.validation_share}
+        key["cached"] = self.cached_pixels
+        if self._root() is not None:
+            key["tree"] = self._tree_key
+        elif source == "subset" or self.name not in OFFICIAL:
+            raise DownloadError(
+                f"Expected a folder {self.name} in DATA_DIR, found none: add it, or set "
+                "data.source=generated."
+            )
         else:
-            key |= {"validation_share": self.validation_share, "cached": self.cached_pixels}
-            root = self._root()
-            if root is not None:
-                key["folders"] = folders_key(root, FOLDERS)
-            elif source == "subset" or self.name not in OFFICIAL:
-                raise DownloadError(
-                    f"Expected a folder {self.name} in DATA_DIR, found none: add it, or set "
-                    "data.source=generated."
-                )
-            else:
-                key["revision"] = OFFICIAL[self.name].hub[1]
-            fill = partial(self._read, source)
+            key["revision"] = OFFICIAL[self.name].hub[1]
+        return self._plan(source, key, partial(self._read, source))
+
+    def _plan_generated(self) -> CachePlan:
+        key = {"generator": GENERATOR_VERSION, "sizes": self.generated_size}
+        return self._plan(GENERATED, key | {"resolution": self.resolution}, self._generate)
+
+    def _plan(
+        self, source: str, key: dict[str, Any], fill: Callable[[Path, Path], dict[str, Any]]
+    ) -> CachePlan:
+        key = {"format": CACHE_FORMAT, "seed": self.seed, "classes": self.classes} | key
         about = {"task": self.name, "source": source}
         return CachePlan(self.cache_dir / "imagenet", f"{self.name}-{source}", key, about, fill)
+
+    @cached_property
+    def _tree_key(self) -> str:
+        """Of the tree in `data_dir`; kept, as going through a large one takes seconds."""
+        return tree_key(self._root(), FOLDERS)
 
     def _root(self) -> Path | None:
         """The tree in `data_dir`, None if there is none."""

@@ -4,7 +4,7 @@ Shapes: B images of a batch, N of a split; H, W height and width of an image.
 """
 
 import hashlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.loader import DataLoader
 
+from datamodules.cached import CachedDataModule
 from datamodules.errors import DataError
 from datamodules.images.augmentation import Augmentation
-from datamodules.sourced import SourcedDataModule
 
 IMAGES_AT_ONCE = 4096
 CHANNELS = 3
@@ -71,7 +71,7 @@ def channel_statistics(counts: Tensor) -> dict[str, list[float]]:
     return {"mean": mean.tolist(), "std": torch.where(std > 0, std, 1.0).tolist()}
 
 
-class LabelledImages(Dataset):
+class LabelledImages(Dataset, ABC):
     """Images of one class each: image uint8 [3, H, W], label and index scalars.
 
     `index` is the number of the image in its split, whatever rows are taken. Place
@@ -89,6 +89,10 @@ class LabelledImages(Dataset):
     @abstractmethod
     def image(self, row: int, copy: int) -> Tensor:
         """uint8 [3, H, W]: a copy of an image of the split."""
+
+    @abstractmethod
+    def index_select(self, rows: Tensor) -> "LabelledImages":
+        """These rows alone."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,7 +135,7 @@ class Labels(Dataset):
         return {"label": self.label[index]}
 
 
-class ImageDataModule(SourcedDataModule):
+class ImageDataModule(CachedDataModule):
     """Images of one class each, normalised and, in training, augmented on the model's device.
 
     A loader's batches are {"image": uint8 [B, 3, H, W]; "label": int64 [B]; "index": int64 [B], the
@@ -149,7 +153,7 @@ class ImageDataModule(SourcedDataModule):
         train_limit: at most so many training images, each class with its share; None for all.
         repeats: times that an epoch shows each of the images it draws, 1 / repeats of them all, see
             RepeatingSampler.
-        sourced: see SourcedDataModule; `seed` is also of the choice of what validates, and of what
+        cached: see CachedDataModule; `seed` is also of the choice of what validates, and of what
             is left out.
 
     Attributes:
@@ -159,7 +163,7 @@ class ImageDataModule(SourcedDataModule):
 
     Raises:
         DataError: a resolution, a limit or a number of repeats that is not positive, and as
-            SourcedDataModule says.
+            CachedDataModule says.
     """
 
     classes: int
@@ -171,9 +175,9 @@ class ImageDataModule(SourcedDataModule):
         augmentation: Augmentation | None = None,
         repeats: int = 1,
         train_limit: int | None = None,
-        **sourced: Any,
+        **cached: Any,
     ):
-        super().__init__(**sourced)
+        super().__init__(**cached)
         positive = {"resolution": resolution, "repeats": repeats, "train_limit": train_limit}
         for name, value in positive.items():
             if value is not None and value < 1:
@@ -219,7 +223,8 @@ class ImageDataModule(SourcedDataModule):
         """In training, with the "seed" of its augmentation."""
         if self.augmentation is None or not (self.trainer and self.trainer.training):
             return batch
-        key = (self.shuffle_seed, self.trainer.current_epoch, self.trainer.global_rank)
+        epoch = 0 if self.overfits else self.trainer.current_epoch
+        key = (self.shuffle_seed, epoch, self.trainer.global_rank)
         digest = hashlib.blake2b(f"{key}".encode(), digest_size=8)
         digest.update(batch["index"].numpy().tobytes())
         return batch | {"seed": int.from_bytes(digest.digest(), "big") >> 1}

@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules.errors import DataError
 from datamodules.pde.equation import SpectralEquation
 from datamodules.pde.random_fields import SineState, gaussian
-from datamodules.pde.torus import Torus, resample
+from datamodules.pde.torus import Torus, smooth_resample
 
 
 @dataclass(frozen=True)
@@ -78,4 +78,4 @@ class Burgers(SpectralEquation):
         if isinstance(self.start, SineState):
             # Known between the saved points too: interpolated, kinks and windows would ring.
             return self.start.draw(self.torus(), generator)
-        return resample(self.start.draw(self.saved_torus(), generator), self.torus().sizes)
+        return smooth_resample(self.start.draw(self.saved_torus(), generator), self.torus().sizes)

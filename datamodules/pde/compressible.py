@@ -250,7 +250,7 @@ class CompressibleNavierStokes(Evolution):
             raise SolverError(
                 f"CompressibleNavierStokes: {int(bad.sum())} of {len(w)} trajectories came to a "
                 f"density or pressure that is not positive before t = {time:g}: lower cfl (now "
-                f"{self.cfl:g}), or raise oversample (now {self.oversample}) or the viscosity."
+                f"{self.cfl:g}), or raise oversample (now {self.oversample}), shear or bulk."
             )
         return (rate / self.cfl)[:, None, None]
 

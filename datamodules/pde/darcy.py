@@ -165,7 +165,8 @@ class Darcy(Steady):
         solutions = [torch.from_numpy(self._solve(a)) for a in initial[:, 0].cpu().numpy()]
         u = torch.stack(solutions)[:, None].to(initial.device)
         if not u.isfinite().all():
-            raise SolverError("Darcy: a solution is infinite: lower the contrast of a.")
+            remedy = "bring high and low together" if self.law == "threshold" else "raise power"
+            raise SolverError(f"Darcy: a solution is infinite: {remedy}.")
         every = (..., slice(None, None, self.every), slice(None, None, self.every))
         return initial[every], u[every]
 

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +60,11 @@ class Equation(ABC):
         """All of it, for JSON."""
         return {"equation": type(self).__name__, "solver": SOLVER_VERSION, **asdict(self)}
 
+    @property
+    def smoothing(self) -> list[str]:
+        """The names of its options of which more makes solutions smoother."""
+        return [f.name for f in fields(self) if f.name.startswith(("viscosity", "diffus"))]
+
 
 @dataclass(frozen=True)
 class Evolution(Equation):
@@ -103,6 +108,11 @@ class Steady(Equation):
         Raises:
             SolverError: no solution was found.
         """
+
+
+def either(names: Sequence[str]) -> str:
+    """Names of options in a sentence: a, b or c."""
+    return " or ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
 def check_states(equation: Equation, initial: Tensor, expected: tuple[int, ...]) -> None:
@@ -221,6 +231,6 @@ class SpectralEquation(Evolution):
         if bad.any():
             raise SolverError(
                 f"{name}: {int(bad.sum())} of {len(v)} trajectories are not resolved by "
-                f"{'×'.join(map(str, torus.sizes))} points at t = {time:g}: raise oversample (now "
-                f"{self.oversample}), sizes or the viscosity."
+                f"{'×'.join(map(str, torus.sizes))} points at t = {time:g}: raise "
+                f"{either([f'oversample (now {self.oversample})', 'sizes', *self.smoothing])}."
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules.errors import DataError
 from datamodules.pde.equation import SpectralEquation
 from datamodules.pde.random_fields import sines
-from datamodules.pde.torus import Torus, resample
+from datamodules.pde.torus import Torus, smooth_resample
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,4 @@ class Fisher(SpectralEquation):
         state = sines(torus, generator, self.waves, self.band, (0.0, 1.0)).abs()
         width = self.smoothing * self.length
         smooth = torus.forward(state / state.max()) * torch.exp(torus.laplacian * width**2 / 2)
-        return resample(torus.inverse(smooth), self.torus().sizes)
+        return smooth_resample(torus.inverse(smooth), self.torus().sizes)

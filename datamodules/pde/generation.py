@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import threading
 import time
 import warnings
 import zipfile
@@ -13,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from datamodules.cache_folder import CachePlan, sync
 from datamodules.cores import cores
 from datamodules.errors import DataError, one_line
 from datamodules.pde.equation import Equation, Steady
+from datamodules.processes import end_with_parent
 
 AT_ONCE = {1: 16, 2: 4, 3: 1}
 """Trajectories of a chunk, by the number of axes. A chunk is always solved whole, so that neither
@@ -183,7 +182,7 @@ def _solved(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(workers, len(chunks)), context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(chunks)), context, end_with_parent) as pool:
         futures = [pool.submit(_solve_chunk, recipe, parts, chunk, device) for chunk in chunks]
         try:
             for future in as_completed(futures):
@@ -196,18 +195,6 @@ def _solved(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Have this process end with its parent, which if killed leaves it waiting for work forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _solve_chunk(recipe: Recipe, parts: Path, chunk: range, device: str) -> None:

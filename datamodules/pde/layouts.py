@@ -6,6 +6,8 @@ asked for, and no more than that.
 Sources: Takamoto et al., PDEBench, arXiv:2210.07182; Ohana et al., The Well, arXiv:2412.00568.
 """
 
+import itertools
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,6 +18,42 @@ import h5py
 import numpy as np
 
 from datamodules.errors import DataError, one_line
+
+
+class Field:
+    """A dataset as numbers: what is packed by `scale_factor` and `add_offset` is unpacked.
+
+    Args:
+        dataset: floating-point or whole numbers.
+
+    Raises:
+        DataError: its values are neither, as complex ones.
+    """
+
+    def __init__(self, dataset: h5py.Dataset):
+        if dataset.dtype.kind not in "fiub":
+            kind = "complex numbers" if dataset.dtype.kind == "c" else f"{dataset.dtype}"
+            raise DataError(
+                f"{dataset.name} of {dataset.file.filename} holds {kind}, which are no fields of "
+                "real numbers: save their parts, such as real and imaginary ones, as two datasets."
+            )
+        attributes = dataset.attrs
+        self.dataset, self.shape = dataset, dataset.shape
+        self.packed = "scale_factor" in attributes or "add_offset" in attributes
+        self.scale = float(np.squeeze(attributes.get("scale_factor", 1.0)))
+        self.offset = float(np.squeeze(attributes.get("add_offset", 0.0)))
+        marks = [np.ravel(attributes.get(name, [])) for name in ("_FillValue", "missing_value")]
+        self.missing = [mark for mark in np.concatenate(marks) if mark == mark]  # but for NaN
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        """The values there, float64 if they were packed or whole numbers; missing ones are NaN."""
+        stored = self.dataset[place]
+        if stored.dtype.kind == "f" and not self.packed and not self.missing:
+            return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        values = stored.astype(np.float64) * self.scale + self.offset
+        if self.missing:
+            values = np.where(np.isin(stored, self.missing), np.nan, values)
+        return values
 
 
 class Layout(ABC):
@@ -52,7 +90,11 @@ class Layout(ABC):
 
 class PDEBench(Layout):
     """Datasets [S, T, *points]: one, `tensor`, or one a channel; and, for a steady problem, `nu`
-    [S, *points]. Attributes `channels` and `inputs`, which PDEBench's own files lack, name them."""
+    [S, *points]. Attributes `channels` and `inputs`, which PDEBench's own files lack, name them.
+
+    A dataset [S, T, *points, k] has k components, each a channel. That it has is known from another
+    without them, or from the file's coordinates (`x-coordinate`, …), one dataset an axis.
+    """
 
     def __init__(self, file: h5py.File):
         named = {
@@ -60,22 +102,46 @@ class PDEBench(Layout):
             for key, value in file.items()
             if isinstance(value, h5py.Dataset) and value.ndim >= 3
         }
-        self.given = [named.pop("nu")] if "nu" in named else []
+        self.given = [Field(named.pop("nu"))] if "nu" in named else []
         names = _attribute(file, "channels", ["tensor"] if "tensor" in named else sorted(named))
-        self.fields = [named.get(name, named.get("tensor")) for name in names]
-        self.channels = ["u"] if names == ["tensor"] else names
         self.inputs = _attribute(file, "inputs", ["nu"] * len(self.given))
-        self.samples, self.frames, *points = self.fields[0].shape
+        tensor = named.get("tensor")
+        self.fields = [Field(named.get(name, tensor)) for name in names]
+        axes = _axes(file, self.fields)
+        components = self.fields[0].shape[axes + 2 :]
+        if components and all(field.dataset == tensor for field in self.fields):
+            self.fields = self.fields[:1]
+            self.channels = names
+            if names == ["tensor"]:
+                self.channels = [f"u{i}" for i in range(math.prod(components))]
+            if len(self.channels) != math.prod(components):
+                raise DataError(
+                    f"The attribute channels of {file.filename} names {', '.join(names)}, tensor "
+                    f"has {math.prod(components)} components: name as many."
+                )
+        else:
+            ends = [_ends(field.shape[axes + 2 :]) for field in self.fields]
+            pairs = zip(names, ends, strict=True)
+            self.channels = [name + end for name, own in pairs for end in own]
+            if names == ["tensor"]:
+                self.channels = ["u"]
+        self.samples, self.frames, *points = self.fields[0].shape[: axes + 2]
         self.shape = tuple(points)
-        if any(field.shape != self.fields[0].shape for field in self.fields):
-            raise DataError(f"The fields of {file.filename} differ in shape.")
+        if any(field.shape != (self.samples, *points) for field in self.given):
+            raise DataError(
+                f"nu of {file.filename} has the shape {self.given[0].shape}, the solutions are on "
+                f"{(self.samples, *points)}: save both on the same samples and points."
+            )
         # PDEBench's files have one more time than frames.
         times = np.asarray(file.get("t-coordinate", []), np.float64)
         self.times = times[: self.frames]
 
     def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
         place = (sample, frames, *self.points(stride))
-        return np.stack([field[place] for field in self.fields], axis=1)
+        parts = [field[place] for field in self.fields]
+        kept = 1 + len(self.shape)
+        parts = [np.moveaxis(x.reshape(*x.shape[:kept], -1), -1, 1) for x in parts]
+        return np.concatenate(parts, axis=1)
 
     def read_input(self, sample: int, stride: int) -> np.ndarray:
         return np.stack([field[(sample, *self.points(stride))] for field in self.given])
@@ -86,6 +152,7 @@ class PDEBenchGroups(Layout):
 
     def __init__(self, file: h5py.File):
         self.groups = [file[key] for key in sorted(file, key=int)]
+        Field(self.groups[0]["data"])
         self.samples, self.inputs = len(self.groups), []
         self.frames, *points, channels = self.groups[0]["data"].shape
         self.shape = tuple(points)
@@ -93,7 +160,8 @@ class PDEBenchGroups(Layout):
         self.times = np.asarray(self.groups[0]["grid/t"], np.float64)
 
     def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
-        return np.moveaxis(self.groups[sample]["data"][(frames, *self.points(stride))], -1, 1)
+        field = Field(self.groups[sample]["data"])
+        return np.moveaxis(field[(frames, *self.points(stride))], -1, 1)
 
 
 class TheWell(Layout):
@@ -113,27 +181,26 @@ class TheWell(Layout):
         self.frames = len(self.times)
         self.shape = tuple(dimensions[name].shape[-1] for name in names)
         self.inputs: list[str] = []
-        self.fields: list[tuple[h5py.Dataset, int]] = []
+        self.fields: list[Field] = []
         self.channels = []
         for order in range(3):
             group = file.get(f"t{order}_fields", {})
             for name in _attribute(group, "field_names", sorted(group)) if group else ():
-                self.fields.append((group[name], order))
+                self.fields.append(Field(group[name]))
                 ends = _components(names, order)
                 self.channels += [name + end for end in ends]
 
     def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
-        parts = [self._read(*field, sample, frames, stride) for field in self.fields]
+        parts = [self._read(field, sample, frames, stride) for field in self.fields]
         return np.concatenate(parts, axis=1)
 
-    def _read(
-        self, field: h5py.Dataset, order: int, sample: int, frames: slice, stride: int
-    ) -> np.ndarray:
-        varies = np.atleast_1d(field.attrs.get("dim_varying", [True] * len(self.shape)))
+    def _read(self, field: Field, sample: int, frames: slice, stride: int) -> np.ndarray:
+        attributes = field.dataset.attrs
+        varies = np.atleast_1d(attributes.get("dim_varying", [True] * len(self.shape)))
         index: list[Any] = []
-        if field.attrs.get("sample_varying", True):
+        if attributes.get("sample_varying", True):
             index.append(sample)
-        in_time = bool(field.attrs.get("time_varying", True))
+        in_time = bool(attributes.get("time_varying", True))
         if in_time:
             index.append(frames)
         points = slice(None, None, stride)
@@ -148,6 +215,35 @@ class TheWell(Layout):
         wanted += [len(range(0, n, stride)) for n in self.shape]
         value = np.broadcast_to(value, (*wanted, *value.shape[len(wanted) :]))
         return np.moveaxis(value.reshape(*wanted, -1), -1, 1)
+
+
+def _axes(file: h5py.File, fields: Sequence[Field]) -> int:
+    """How many axes of fields [S, T, *points, *components] are of points."""
+    shapes = [field.shape for field in fields]
+    least = min(shapes, key=len)
+    axes = sum(f"{axis}-coordinate" in file for axis in "xyz")
+    if not 0 < axes <= len(least) - 2:
+        axes = len(least) - 2
+        if axes > 1 and least[-1] <= len("xyz") and len({len(shape) for shape in shapes}) == 1:
+            raise DataError(
+                f"The fields of {file.filename} have shapes like {list(least)}, whose last axis is "
+                "of components or of very few points: add a dataset x-coordinate (y-, z-) for "
+                "every axis of points."
+            )
+    if any(s[: axes + 2] != least[: axes + 2] or len(s) > axes + 4 for s in shapes):
+        raise DataError(
+            f"The fields of {file.filename} differ in shape ({', '.join(map(str, shapes))}): save "
+            "all of them on the same samples, frames and points."
+        )
+    return axes
+
+
+def _ends(components: Sequence[int]) -> list[str]:
+    """What is added to a field's name for each of its components, of which a scalar has none."""
+    names = [
+        "xyz"[:k] if k <= len("xyz") else [str(i) for i in range(k)] for k in components if k > 1
+    ]
+    return ["_" + "".join(x) if x else "" for x in itertools.product(*names)]
 
 
 def _components(names: Sequence[str], order: int) -> list[str]:
@@ -238,9 +334,13 @@ class TrajectoryFiles:
         """See Layout.read_input."""
         return self._of(sample, lambda layout, local: layout.read_input(local, stride))
 
+    def place(self, sample: int) -> tuple[int, int]:
+        """The number of a sample's file, and the sample's own in that file."""
+        file = int(np.searchsorted(self.ends, sample, side="right"))
+        return file, sample - (int(self.ends[file - 1]) if file else 0)
+
     def _of(self, sample: int, read: Callable[[Layout, int], np.ndarray]) -> np.ndarray:
-        place = int(np.searchsorted(self.ends, sample, side="right"))
-        local = sample - (int(self.ends[place - 1]) if place else 0)
+        place, local = self.place(sample)
         try:
             return read(self.layouts[place], local)
         except (OSError, KeyError, ValueError) as error:

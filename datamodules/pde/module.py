@@ -1,6 +1,7 @@
 """Trajectories of a differential equation, solved here or read from files, as windows."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,15 +11,18 @@ import torch
 from torch import Tensor
 
 from datamodules.base import SPLITS, DataModule
-from datamodules.batching import GraphLoader
+from datamodules.batching import BudgetLoader
 from datamodules.cache_folder import ensure
 from datamodules.errors import DataError
 from datamodules.pde.equation import Equation, Steady
 from datamodules.pde.generation import Recipe
 from datamodules.pde.layouts import TrajectoryFiles
+from datamodules.pde.releases import check_official
 from datamodules.pde.views import Normaliser, ObservationNoise, Sampling, Statistics, Windows
 
 FIRST_BYTES = 2**20
+
+SOURCES = ("generated", "official", "file")
 
 
 class PDEDataModule(DataModule):
@@ -32,10 +36,11 @@ class PDEDataModule(DataModule):
         first_time, last_time, frames: `frames` equally spaced times at which states are saved, both
             ends included; a steady problem has none.
         samples: trajectories for training, validation and test.
-        source: `generated`, or `official` for files in PDEBench's or The Well's layout.
-        data_dir: where `official` files are.
-        file: name below `data_dir` of an official file, or of a folder of them. All three splits
-            are cut from it; The Well's own are three folders.
+        source: `generated`; `official` for files that PDEBench or The Well published, see
+            `check_official`; `file` for any others in one of their layouts.
+        data_dir: where files are.
+        file: name below `data_dir` of a file, or of a folder of them. All three splits are cut from
+            it; The Well's own are three folders.
         cache_dir: folder to write to.
         seed: of the initial states.
         processes: that solve; null for as many as there are cores.
@@ -92,14 +97,15 @@ class PDEDataModule(DataModule):
         shuffle_seed: int = 0,
     ):
         super().__init__(batch_size, num_workers, shuffle_seed)
-        if source not in ("generated", "official") or (source == "generated" and equation is None):
+        if source not in SOURCES or (source == "generated" and equation is None):
             raise DataError(
-                "data.source is generated, with an equation, or official, with a file; got "
+                "data.source is generated, with an equation, or official or file, with a file; got "
                 f"{source!r}."
             )
-        if (source == "official") is (file is None) or (file is not None and data_dir is None):
+        if (source == "generated") is (file is not None) or (file and data_dir is None):
             raise DataError(
-                "data.source=official needs data.data_dir and data.file, generated data have none."
+                f"data.source={source if source != 'generated' else 'file'} needs data.data_dir "
+                "and data.file, generated data have none."
             )
         several = isinstance(samples, Sequence) and len(samples) == len(SPLITS)
         if not several or not all(map(_positive, samples)):
@@ -157,9 +163,7 @@ class PDEDataModule(DataModule):
     @property
     def task(self) -> str:
         """The equation's name, or the file's."""
-        return (
-            Path(self.file).stem if self.source_used == "official" else type(self.equation).__name__
-        )
+        return type(self.equation).__name__ if self.file is None else Path(self.file).stem
 
     @property
     def recipe(self) -> Recipe:
@@ -188,10 +192,16 @@ class PDEDataModule(DataModule):
         found = sorted(path.glob("*.h*5")) if path.is_dir() else [path]
         if not found or not found[0].is_file():
             raise DataError(f"There is no HDF5 file at {path}: set data.data_dir and data.file.")
+        if self.source_used == "official":
+            check_official(found, self.cache_dir / "pde" / "checked")
         return found
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the files and take the training trajectories' statistics."""
+        """Open the files, check what is used of them, and take the training data's statistics.
+
+        Raises:
+            DataError: as the class says; of values that are not finite, before any training.
+        """
         if self._files is not None:
             return
         files = TrajectoryFiles(self.paths())
@@ -205,11 +215,22 @@ class PDEDataModule(DataModule):
         chosen = self._split()
         axes = len(files.shape)
         states, given = Statistics(axes), Statistics(axes)
-        for sample in chosen["train"]:
-            for block in self.sampling.blocks(files, sample):
-                states.add(self._finite(block, sample))
-            if files.inputs:
-                given.add(self._finite(self.sampling.given(files, sample), sample))
+        finer = {
+            f"{factor}x": replace(self.sampling, space_stride=self.sampling.space_stride // factor)
+            for factor in self.refinements
+        }
+        for split, samples in chosen.items():
+            seen = [self.sampling, *(finer.values() if split == "test" else ())]
+            for sample, sampling in itertools.product(samples, seen):
+                for block in sampling.blocks(files, sample):
+                    _check_finite(block, files, sample, split)
+                    if split == "train":
+                        states.add(block)
+                if files.inputs:
+                    field = sampling.given(files, sample)
+                    _check_finite(field, files, sample, split)
+                    if split == "train":
+                        given.add(field)
         self.normaliser = states.normaliser()
         self.input_normaliser = given.normaliser() if files.inputs else None
 
@@ -229,13 +250,10 @@ class PDEDataModule(DataModule):
 
         for split in SPLITS:
             setattr(self, f"{split}_dataset", windows(split, self.sampling))
-        for factor in self.refinements:
-            stride = self.sampling.space_stride // factor
-            finer = replace(self.sampling, space_stride=stride)
-            self.refined[f"{factor}x"] = windows("test", finer)
+        self.refined = {name: windows("test", sampling) for name, sampling in finer.items()}
         self.channels, self.inputs, self._files = files.channels, files.inputs, files
 
-    def test_dataloader(self) -> GraphLoader | list[GraphLoader]:
+    def test_dataloader(self) -> BudgetLoader | list[BudgetLoader]:
         """Test batches; with refinements a list, those at more points after those like training."""
         loader = super().test_dataloader()
         if not self.refined:
@@ -245,9 +263,10 @@ class PDEDataModule(DataModule):
     @property
     def coordinates(self) -> list[Tensor]:
         """float64, one per axis: where the points are that are left."""
-        if self.source_used == "official":
+        if self.source_used != "generated":
             raise DataError(
-                "data.source=official does not say where points are: the file's documentation does."
+                f"data.source={self.source_used} does not say where points are: the file's "
+                "documentation does."
             )
         assert self.equation is not None
         return [self.sampling.coordinates(x) for x in self.equation.coordinates]
@@ -296,14 +315,6 @@ class PDEDataModule(DataModule):
                 "data.method=spectral."
             )
 
-    def _finite(self, field: Tensor, sample: int) -> Tensor:
-        if not field.isfinite().all():
-            raise DataError(
-                f"Training trajectory {sample} of {self.task} has NaN or infinite values: remove "
-                "it from the file, or make the file again."
-            )
-        return field
-
     def _split(self) -> dict[str, list[int]]:
         chosen, first = {}, 0
         for split, count in zip(reversed(SPLITS), reversed(self.samples), strict=True):
@@ -311,6 +322,16 @@ class PDEDataModule(DataModule):
             chosen[split] = [first + i * count // kept for i in range(kept)]
             first += count
         return chosen
+
+
+def _check_finite(field: Tensor, files: TrajectoryFiles, sample: int, split: str) -> None:
+    if not field.isfinite().all():
+        file, number = files.place(sample)
+        what = {"train": "Training", "val": "Validation", "test": "Test"}[split]
+        raise DataError(
+            f"{what} trajectory {number} of {files.paths[file]} has NaN or infinite values: remove "
+            "it from the file, or make the file again."
+        )
 
 
 def _positive(value: object) -> bool:

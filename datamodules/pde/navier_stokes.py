@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.errors import DataError
 from datamodules.pde.equation import SpectralEquation
 from datamodules.pde.random_fields import gaussian
-from datamodules.pde.torus import Torus, resample
+from datamodules.pde.torus import Torus, smooth_resample
 
 
 def biot_savart(torus: Torus) -> Tensor:
@@ -186,4 +186,4 @@ class NavierStokes(SpectralEquation):
         return advect
 
     def initial(self, generator: torch.Generator) -> Tensor:
-        return resample(self.start.draw(self.saved_torus(), generator), self.torus().sizes)
+        return smooth_resample(self.start.draw(self.saved_torus(), generator), self.torus().sizes)

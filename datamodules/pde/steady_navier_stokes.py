@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules.errors import DataError
 from datamodules.pde.equation import SolverError, Steady
 from datamodules.pde.navier_stokes import peaked, velocity, with_speed
-from datamodules.pde.torus import Torus, resample
+from datamodules.pde.torus import Torus, smooth_resample
 
 RESIDUAL = 1e-8
 """Of a pair, relative to the forcing, beyond which it is refused; rounding makes 1e-13."""
@@ -68,7 +68,7 @@ class SteadyNavierStokes(Steady):
     def initial(self, generator: torch.Generator) -> Tensor:
         """A vorticity, [1, *sizes]."""
         half = Torus(tuple(n // 2 for n in self.sizes), (self.length, self.length))
-        vorticity = resample(peaked(half, generator, self.peak), self.sizes)
+        vorticity = smooth_resample(peaked(half, generator, self.peak), self.sizes)
         return with_speed(vorticity, self.length, self.speed)
 
     def solve(self, initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class SteadyNavierStokes(Steady):
             raise SolverError(
                 f"SteadyNavierStokes: {int((~(residual < RESIDUAL)).sum())} of {len(initial)} "
                 f"pairs have a residual of up to {residual.max():.1e} between the points: raise "
-                f"sizes, or lower the wavenumbers of the vorticity."
+                f"sizes or lower peak (now {self.peak:g})."
             )
         return forcing, initial
 
@@ -105,7 +105,7 @@ class SteadyNavierStokes(Steady):
         """‖∇·(u ω) − ν ∇²ω − f‖ / ‖f‖ on twice the points, of fields [B, 1, *sizes]; [B]."""
         sizes = tuple(2 * n for n in self.sizes)
         torus = Torus(sizes, (self.length, self.length), vorticity.device)
-        forcing, vorticity = resample(forcing, sizes), resample(vorticity, sizes)
+        forcing, vorticity = smooth_resample(forcing, sizes), smooth_resample(vorticity, sizes)
         flux = torus.forward(velocity(vorticity[:, 0], self.length) * vorticity)
         diffused = self.viscosity * torus.laplacian * torus.forward(vorticity)
         change = torus.inverse((flux * torus.slopes).sum(dim=1, keepdim=True) - diffused)

@@ -112,23 +112,46 @@ class Torus:
 def resample(u: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Fourier interpolation of periodic fields to other numbers of points.
 
-    Modes that both grids have are kept, but for the Nyquist modes of the coarser, whose phase it
-    cannot tell.
+    Modes that both grids have are kept. Of an axis with more points than before the interpolant
+    goes through the old ones, their Nyquist mode included; of an axis with fewer points the new
+    Nyquist mode is dropped, as these points cannot tell its phase.
 
     Args:
         u: real, its last axes the points.
         sizes: wanted points of each of them.
 
     Returns:
-        Of u's leading shape, then `sizes`.
+        Of u's leading shape, then `sizes`; where these are u's own points, u.
     """
+    return u if u.shape[-len(sizes) :] == sizes else _resampled(u, sizes, nyquist=True)
+
+
+def smooth_resample(u: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Fourier interpolation as `resample` does, but without the Nyquist modes of the coarser grid,
+    whose slope no solver knows."""
+    return _resampled(u, sizes, nyquist=False)
+
+
+def _resampled(u: Tensor, sizes: tuple[int, ...], nyquist: bool) -> Tensor:
     axes = tuple(range(-len(sizes), 0))
     old = u.shape[-len(sizes) :]
     v = torch.fft.rfftn(u, dim=axes)
     out = v.new_zeros(*u.shape[: -len(sizes)], *sizes[:-1], sizes[-1] // 2 + 1)
-    highest = [(min(a, b) - 1) // 2 for a, b in zip(old, sizes, strict=True)]
-    last = slice(0, highest[-1] + 1)
-    sides = [(slice(0, m + 1), slice(-m, None)) if m else (slice(0, 1),) for m in highest[:-1]]
+    sides = []
+    for axis, (a, b) in zip(axes, zip(old, sizes, strict=True), strict=True):
+        m, half = (min(a, b) - 1) // 2, a // 2
+        low, high, middle = slice(0, m + 1), slice(-m, None), slice(half, half + 1)
+        moves = [(low, low, 1.0)]
+        if axis != -1 and m:
+            moves.append((high, high, 1.0))
+        if nyquist and a % 2 == 0 and a == b:
+            moves.append((middle, middle, 1.0))
+        elif nyquist and a % 2 == 0 and a < b:  # on more points it is two modes, ± a / 2
+            moves.append((middle, middle, 0.5))
+            if axis != -1:
+                moves.append((middle, slice(b - half, b - half + 1), 0.5))
+        sides.append(moves)
     for block in itertools.product(*sides):
-        out[(..., *block, last)] = v[(..., *block, last)]
+        old_modes, new_modes, shares = zip(*block, strict=True)
+        out[(..., *new_modes)] = v[(..., *old_modes)] * math.prod(shares)
     return torch.fft.irfftn(out, s=sizes, dim=axes) * (math.prod(sizes) / math.prod(old))

@@ -7,7 +7,7 @@ Shapes: T tokens of a block, special ones included.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from itertools import islice
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, file_key, sha256, sync
+from datamodules.cached import GENERATED
 from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.hub import hub_datasets
 from datamodules.text import generated_sentences
@@ -56,8 +57,7 @@ class TextCorpusDataModule(TextDataModule):
     Args:
         source: "file", of `<data_dir>/<folder>/train.txt` and `validation.txt`, one document a
             line; "datasets", streamed from Hugging Face, of which the tokens alone are kept, two
-            bytes each; "generated", documents of a small grammar; or "auto": a file, else
-            generated, with a warning.
+            bytes each; "generated", documents of a small grammar; or "auto", which streams nothing.
         folder: below `data_dir`.
         dataset: name, configuration and revision at Hugging Face; it has a column `text` and the
             splits train and validation.
@@ -70,7 +70,7 @@ class TextCorpusDataModule(TextDataModule):
         DataError: a share that is none, and as TextDataModule says.
     """
 
-    sources = ("file", "datasets", "generated")
+    only_if_asked = ("datasets",)  # a corpus of gigabytes
 
     def __init__(
         self,
@@ -93,34 +93,48 @@ class TextCorpusDataModule(TextDataModule):
         self.validation_share = validation_share
 
     @property
-    def candidates(self) -> Sequence[str]:
-        # A corpus of gigabytes is fetched where it is asked for.
-        return ("file", "generated") if self.source == "auto" else (self.source,)
+    def sources(self) -> Mapping[str, Callable[[], CachePlan]]:
+        return {
+            "file": self._plan_file,
+            "datasets": self._plan_datasets,
+            GENERATED: self._plan_generated,
+        }
 
     @property
     def task(self) -> str:
         """For reports: which text it is."""
-        of = {"datasets": "-".join(self.dataset[:2]).replace("/", "-"), "generated": "generated"}
+        of = {"datasets": self._dataset_name, GENERATED: GENERATED}
         return f"mlm-{of.get(self.source_used or self.source, self.folder)}"
 
-    def plan_of(self, source: str) -> CachePlan:
-        key: dict[str, Any] = {"format": CACHE_FORMAT, "seed": self.seed}
-        key["vocabulary"] = self.vocabulary
-        if source == "generated":
-            key["generator"] = generated_sentences.GENERATOR_VERSION
-            key["sizes"], read, name = self.generated_size, self._generate, "generated"
-        elif source == "datasets":
-            key |= {"dataset": self.dataset, "documents": self.streamed_documents}
-            key["validation_share"], read = self.validation_share, self._stream
-            name = "-".join(self.dataset[:2]).replace("/", "-")
-        else:
-            paths = self._paths()
-            key["files"] = {path.name: file_key(path) for path in paths}
-            key["validation_share"], name = self.validation_share, self.folder
-            read = partial(self._read, paths)
+    def _plan_file(self) -> CachePlan:
+        paths = self._paths()
+        key: dict[str, Any] = {"files": {path.name: file_key(path) for path in paths}}
+        key["validation_share"] = self.validation_share
+        return self._plan("file", self.folder, key, partial(self._read, paths))
+
+    def _plan_datasets(self) -> CachePlan:
+        key: dict[str, Any] = {"dataset": self.dataset, "documents": self.streamed_documents}
+        key["validation_share"] = self.validation_share
+        return self._plan("datasets", self._dataset_name, key, self._stream)
+
+    def _plan_generated(self) -> CachePlan:
+        key = {"generator": generated_sentences.GENERATOR_VERSION, "sizes": self.generated_size}
+        return self._plan(GENERATED, GENERATED, key, self._generate)
+
+    def _plan(
+        self,
+        source: str,
+        name: str,
+        key: dict[str, Any],
+        read: Callable[[], Iterator[tuple[str, str]]],
+    ) -> CachePlan:
+        key = {"format": CACHE_FORMAT, "seed": self.seed, "vocabulary": self.vocabulary} | key
         about = {"task": f"mlm-{name}", "source": source}
-        fill = partial(self._fill, read)
-        return CachePlan(self.cache_dir / "text", name, key, about, fill)
+        return CachePlan(self.cache_dir / "text", name, key, about, partial(self._fill, read))
+
+    @property
+    def _dataset_name(self) -> str:
+        return "-".join(self.dataset[:2]).replace("/", "-")
 
     def _paths(self) -> list[Path]:
         data_dir = self.given_folder()

@@ -5,7 +5,7 @@ Face.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from datamodules.base import SPLITS
 from datamodules.cache_folder import CachePlan, file_key, load_tensors, save_tensors
+from datamodules.cached import GENERATED
 from datamodules.errors import DataError, DownloadError, one_line
 from datamodules.hub import hub_datasets
-from datamodules.parquet import readable
+from datamodules.parquet import count_rows, readable
 from datamodules.text import generated_sentences
 from datamodules.text.module import MOST_VALIDATED, TextDataModule, place
 from datamodules.text.token_batches import LabelledSequences, TokenTable
@@ -45,7 +46,8 @@ class GLUETask:
     Attributes:
         columns: its sentence, or its first and its second.
         labels: name of each class; none where the label is a number.
-        train, test: names of files; those for training beyond the first may be missing.
+        train, test: names of files; those for training beyond the first may be missing, as where
+            MRPC's are not apart.
         variant: folder of files that are like the official ones and are not.
     """
 
@@ -76,6 +78,19 @@ TASKS = {
     "wnli": GLUETask(PAIR, ("not_entailment", "entailment"), variant="wnli_resplit"),
 }
 
+OFFICIAL_ROWS = {
+    "cola": {"train": 8_551, "validation": 1_043},
+    "sst2": {"train": 67_349, "validation": 872},
+    "mrpc": {"train": 4_076, "test": 1_725},
+    "stsb": {"train": 5_749, "validation": 1_500},
+    "qqp": {"train": 363_846, "validation": 40_430},
+    "mnli": {"train": 392_702, "validation_matched": 9_815, MISMATCHED: 9_832},
+    "qnli": {"train": 104_743, "validation": 5_463},
+    "rte": {"train": 2_490, "validation": 277},
+    "wnli": {"train": 635, "validation": 71},
+}
+"""Examples in the official files, by task: in those for training together, in each for testing."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -95,9 +110,9 @@ class GLUEDataModule(TextDataModule):
     Args:
         task: one of `TASKS`.
         source: "official", from `<data_dir>/glue/<task>/<name>.parquet`, names as in nyu-mll/glue,
-            or downloaded; "variant", from the folder of `data_dir` that `GLUETask.variant` names;
-            "generated"; or "auto", the first of these that can be had, with a warning if it is not
-            official.
+            with as many examples as were published, or downloaded; "variant", from such files with
+            other numbers of examples, else from the folder that `GLUETask.variant` names;
+            "generated"; or "auto".
         validation_share: of the training examples, at most 2,000.
         text: see TextDataModule; `generated_size` counts examples.
 
@@ -107,8 +122,6 @@ class GLUEDataModule(TextDataModule):
     Raises:
         DataError: an unknown task, a share that is none, and as TextDataModule says.
     """
-
-    sources = ("official", "variant", "generated")
 
     def __init__(self, task: str, validation_share: float = 0.1, **text: Any):
         super().__init__(**text)
@@ -127,40 +140,66 @@ class GLUEDataModule(TextDataModule):
     @property
     def task(self) -> str:
         """For reports: a variant bears its own name."""
-        return f"glue-{self.spec.variant if self.source_used == 'variant' else self.name}"
+        return self._meta["task"] if self.source_used == "variant" else f"glue-{self.name}"
 
-    def plan_of(self, source: str) -> CachePlan:
-        key: dict[str, Any] = {"format": CACHE_FORMAT, "max_length": self.max_length}
-        key["vocabulary"], key["seed"], name = self.vocabulary, self.seed, self.name
-        if source == "generated":
-            key["generator"] = generated_sentences.GENERATOR_VERSION
-            key["sizes"], read = self.generated_size, self._generate
-        else:
-            key["validation_share"] = self.validation_share
-            if source == "variant":
-                name = self._variant()
-            folder = self._given(name)
-            if folder is not None:
-                paths = {path.name: path for path in map(folder.joinpath, self._present(folder))}
-                key["files"] = {name: file_key(path) for name, path in paths.items()}
-                read = partial(self._read, partial(_read_parquet, folder))
-            elif source == "variant":
+    @property
+    def sources(self) -> Mapping[str, Callable[[], CachePlan]]:
+        return {
+            "official": self._plan_official,
+            "variant": self._plan_variant,
+            GENERATED: self._plan_generated,
+        }
+
+    def _plan_official(self) -> CachePlan:
+        folder = self._given(self.name)
+        if folder is None:
+            key = {"validation_share": self.validation_share, "revision": REVISION}
+            return self._plan("official", self.name, key, self._download)
+        rows = self._rows(folder)
+        for name, official in OFFICIAL_ROWS[self.name].items():
+            if rows[name] != official:
                 raise DownloadError(
-                    f"Expected a folder glue/{name} in DATA_DIR, found none: add it, or set "
-                    "data.source=official."
+                    f"Expected {official:,} examples in {name} of {folder}, found {rows[name]:,}: "
+                    "download the official files, or set data.source=variant."
                 )
-            else:
-                key["revision"], read = REVISION, self._download
+        return self._plan_files("official", self.name, folder)
+
+    def _plan_variant(self) -> CachePlan:
+        folder = self._given(self.name)
+        if folder is not None and self._rows(folder) != OFFICIAL_ROWS[self.name]:
+            return self._plan_files("variant", f"{self.name}-variant", folder)
+        name = self.spec.variant
+        folder = None if name is None else self._given(name)
+        if folder is None:
+            wanted = f"glue/{self.name} with other numbers of examples than GLUE's"
+            raise DownloadError(
+                f"Expected a folder {wanted}{'' if name is None else f', or glue/{name},'} in "
+                "DATA_DIR, found none: add it, or set data.source to official or generated."
+            )
+        return self._plan_files("variant", name, folder)
+
+    def _plan_generated(self) -> CachePlan:
+        key = {"generator": generated_sentences.GENERATOR_VERSION, "sizes": self.generated_size}
+        return self._plan(GENERATED, self.name, key, self._generate)
+
+    def _plan_files(self, source: str, name: str, folder: Path) -> CachePlan:
+        paths = [folder / f"{file}.parquet" for file in self._present(folder)]
+        key = {"validation_share": self.validation_share}
+        key["files"] = {path.name: file_key(path) for path in paths}
+        return self._plan(source, name, key, partial(self._read, partial(_read_parquet, folder)))
+
+    def _plan(
+        self,
+        source: str,
+        name: str,
+        key: dict[str, Any],
+        read: "Callable[[Path], Iterable[Table]]",
+    ) -> CachePlan:
+        key = key | {"format": CACHE_FORMAT, "max_length": self.max_length, "seed": self.seed}
+        key["vocabulary"] = self.vocabulary
         about = {"task": f"glue-{name}", "source": source}
         fill = partial(self._fill, read)
-        return CachePlan(self.cache_dir / "glue", f"{name}-{source}", key, about, fill)
-
-    def _variant(self) -> str:
-        if self.spec.variant is None:
-            raise DownloadError(
-                f"There is no variant of {self.name}: set data.source to official or generated."
-            )
-        return self.spec.variant
+        return CachePlan(self.cache_dir / "glue", f"{self.name}-{source}", key, about, fill)
 
     def _given(self, name: str) -> Path | None:
         """The folder of `data_dir` with a task's files, None if there is none."""
@@ -169,15 +208,25 @@ class GLUEDataModule(TextDataModule):
         return folder if folder is not None and folder.is_dir() else None
 
     def _present(self, folder: Path) -> list[str]:
-        names = [f"{name}.parquet" for name in (*self.spec.train[:1], *self.spec.test)]
+        """The names of a task's files that are there."""
+        names = (*self.spec.train[:1], *self.spec.test)
         for name in names:
-            if not (folder / name).exists():
+            path = folder / f"{name}.parquet"
+            if not path.exists():
                 raise DataError(
-                    f"Expected {' and '.join(names)} side by side, but {folder / name} is missing: "
-                    "add it, or unset DATA_DIR to download all."
+                    f"Expected {' and '.join(f'{one}.parquet' for one in names)} side by side, but "
+                    f"{path} is missing: add it, or unset DATA_DIR to download all."
                 )
-        more = [f"{name}.parquet" for name in self.spec.train[1:]]
-        return names + [name for name in more if (folder / name).exists()]
+        more = [name for name in self.spec.train[1:] if (folder / f"{name}.parquet").exists()]
+        return [*names, *more]
+
+    def _rows(self, folder: Path) -> dict[str, int]:
+        """The numbers of examples of a folder, as OFFICIAL_ROWS has them."""
+        rows = {
+            name: count_rows(folder / f"{name}.parquet", "GLUE") for name in self._present(folder)
+        }
+        train = sum(rows.get(name, 0) for name in self.spec.train)
+        return {"train": train} | {name: rows[name] for name in self.spec.test}
 
     def open_split(self, folder: Path, split: str) -> LabelledSequences:
         return LabelledSequences(TokenTable(**load_tensors(folder, split)))
@@ -264,24 +313,33 @@ class GLUEDataModule(TextDataModule):
         label = table["label"].to_pylist()
         most = len(self.spec.labels) - 1 if self.spec.labels else 5
         missing = any(table[column].null_count for column in self.spec.columns)
-        if missing or not all(value is not None and 0 <= value <= most for value in label):
+        if missing or not all(self._is_label(value, most) for value in label):
+            whole = "whole labels" if self.spec.labels else "labels"
             raise DataError(
-                f"Expected sentences with labels from 0 to {most} in {name} of {self.name}, but "
-                "some are missing or out of range: GLUE's own test sets have none, and are not "
-                "used; else download the file again."
+                f"Expected sentences with {whole} from 0 to {most} in {name} of {self.name}, but "
+                "some are missing, fractional or out of range: GLUE's own test sets have none, and "
+                "are not used; else download the file again."
             )
         count, sentences = len(table), [table[c].cast(pa.string()) for c in self.spec.columns]
+        idx = table["idx"] if "idx" in table.column_names else pa.array(range(count))
+        if idx.null_count or not pa.types.is_integer(idx.type):
+            raise DataError(
+                f"Expected whole numbers in idx in {name} of {self.name}, but some are missing or "
+                "fractional: the file is not GLUE's."
+            )
         return pa.table(
             {
                 "first": sentences[0],
                 "second": sentences[1] if len(sentences) > 1 else pa.nulls(count, pa.string()),
                 "label": pa.array(label, pa.float64()),
-                "idx": table["idx"].cast(pa.int64())
-                if "idx" in table.column_names
-                else pa.array(range(count), pa.int64()),
+                "idx": idx.cast(pa.int64()),
                 "mismatched": pa.array([name == MISMATCHED] * count),
             }
         )
+
+    def _is_label(self, value: Any, most: int) -> bool:
+        is_number = isinstance(value, int | float) and 0 <= value <= most
+        return is_number and (not self.spec.labels or value == int(value))
 
     def _generate(self, scratch: Path) -> "Iterable[Table]":
         import pyarrow as pa

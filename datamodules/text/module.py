@@ -3,8 +3,8 @@
 import hashlib
 from typing import Any
 
+from datamodules.cached import CachedDataModule
 from datamodules.errors import DataError
-from datamodules.sourced import SourcedDataModule
 from datamodules.text.token_batches import Collate
 from datamodules.text.tokeniser import VOCABULARY, words
 
@@ -12,20 +12,20 @@ MOST_VALIDATED = 2000
 """Samples beyond which a validation set costs time and tells no more."""
 
 
-class TextDataModule(SourcedDataModule):
+class TextDataModule(CachedDataModule):
     """Sequences of tokens, tokenised once and cached.
 
     Args:
         max_length: most tokens of a sequence, special ones included.
         packing: batches without padding, see `Collate`.
         vocabulary: number of tokens that are known, see `wordpiece`.
-        sourced: see SourcedDataModule; `seed` is also of the choice of what validates.
+        cached: see CachedDataModule; `seed` is also of the choice of what validates.
 
     Attributes:
         words: the text of every token.
 
     Raises:
-        DataError: too short a max_length, a package is not installed, and as SourcedDataModule
+        DataError: too short a max_length, a package is not installed, and as CachedDataModule
             says.
     """
 
@@ -34,9 +34,9 @@ class TextDataModule(SourcedDataModule):
         max_length: int = 128,
         packing: bool = False,
         vocabulary: int = VOCABULARY,
-        **sourced: Any,
+        **cached: Any,
     ):
-        super().__init__(**sourced)
+        super().__init__(**cached)
         if max_length < 8:
             raise DataError(f"Expected at least 8 tokens, but data.max_length is {max_length}.")
         self.max_length, self.packing, self.vocabulary = max_length, packing, vocabulary

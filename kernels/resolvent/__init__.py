@@ -8,33 +8,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.backends import Backend, can_be_checked, choose_backend, log_choice
-from kernels.resolvent.chain import ChainPlan, bidirectional_chain
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.elimination import Elimination, eliminate
-from kernels.resolvent.grid import GridPlan
-from kernels.resolvent.grid_dags import GridDag, grid_dags
-from kernels.resolvent.neumann import neumann_error, neumann_form
+from kernels.resolvent.neumann import neumann_form
 from kernels.resolvent.plan import Plan, check_edges, make_plan
 from kernels.resolvent.ragged import Ragged
 from kernels.resolvent.reference import resolvent_matrix, resolvent_reference
-from kernels.resolvent.schedule import schedule_of
+from kernels.resolvent.scheduling import scheduled
 from kernels.resolvent.torch_backend import row_form, state_form
 from kernels.resolvent.transform import AddElimination, AddPlan, plan_of
 
 __all__ = [
     "AddElimination",
     "AddPlan",
-    "ChainPlan",
     "Elimination",
-    "GridDag",
-    "GridPlan",
     "Plan",
-    "bidirectional_chain",
     "check_terms",
     "eliminate",
-    "grid_dags",
     "make_plan",
-    "neumann_error",
     "plan_of",
     "resolvent",
     "resolvent_matrix",
@@ -55,7 +46,7 @@ def resolvent(
     V: Float[Tensor, "N H P"],
     *,
     ptr: Int[Tensor, " G1"] | None = None,
-    plan: Plan | ChainPlan | GridPlan | None = None,
+    plan: Plan | None = None,
     mode: Mode = "exact",
     terms: int | None = None,
     form: Form = "auto",
@@ -78,11 +69,11 @@ def resolvent(
         V: [N, H, P] values per head.
         ptr: [G + 1] first node of each graph of a batch as torch-geometric lays it out, and N;
             None for one graph. No edge may join two graphs.
-        plan: of these graphs by `make_plan`, so that calls share it; a `ChainPlan` or `GridPlan`
-            where all graphs are chains, or the DAGs of grids, which is faster; None makes one.
+        plan: of these graphs by `make_plan`, so that calls share it; None makes one. Where all
+            graphs are chains, or DAGs of grids, `kernels.chain` and `kernels.grid` are faster.
         mode: `exact` solves the system by a sparse LU; `dag` does so in one sweep, for graphs
             without cycles; `neumann` sums the first `terms` powers A⁰ … A^(terms−1) by doubling,
-            the relaxation of the paper (accurate only if A^terms is small, see `neumann_error`).
+            the relaxation of the paper (accurate only if A^terms is small).
         terms: number of summed powers, a power of two; only with `neumann`. The paper takes the
             graph's diameter.
         form: `row` computes L and multiplies, fast on graphs of some hundred nodes; `state` solves
@@ -123,25 +114,21 @@ def _by_triton(
     C: Tensor,
     V: Tensor,
     ptr: Tensor | None,
-    plan: Plan | ChainPlan | GridPlan | None,
+    plan: Plan | None,
     mode: Mode,
     form: Form,
 ) -> Tensor:
     """Only looks at tensors' shapes where a plan with a schedule is given, so it can be traced."""
-    from kernels.resolvent import triton_backend
+    from kernels.resolvent import triton_backend  # where there is Triton
 
     if not V.numel() or not B.numel():
         return torch.zeros_like(V)
     inputs = (edge_index, edge_weight, B, C, V)
-    if isinstance(plan, ChainPlan | GridPlan):
-        _check_no_form(plan, form, 0)
-        log_choice("resolvent", "triton", type(plan).__name__, V.device.type)
-        return plan.resolvent(*inputs, backend="triton")
     if plan is None:
         plan = _make_plan(edge_index, V, ptr, mode)
     _check_plan(plan, edge_index, V, mode)
     if plan.schedule is None or plan.schedule.table.device != V.device:
-        _lay_out(plan, V.device)
+        plan = _laid_out(plan, V.device)
     if form == "auto":
         form = faster_form_on_gpu(plan, B.shape[1], *V.shape[1:])
     log_choice("resolvent", "triton", f"{mode}, {form} form", V.device.type)
@@ -158,8 +145,8 @@ def _make_plan(edge_index: Tensor, V: Tensor, ptr: Tensor | None, mode: Mode) ->
 
 
 @torch.compiler.disable
-def _lay_out(plan: Plan, device: torch.device) -> None:
-    plan.schedule = schedule_of(plan).to(device)
+def _laid_out(plan: Plan, device: torch.device) -> Plan:
+    return scheduled(plan, device)
 
 
 @torch.compiler.disable
@@ -170,7 +157,7 @@ def _elsewhere(
     C: Tensor,
     V: Tensor,
     ptr: Tensor | None,
-    plan: Plan | ChainPlan | GridPlan | None,
+    plan: Plan | None,
     mode: Mode,
     terms: int | None,
     form: Form,
@@ -178,7 +165,7 @@ def _elsewhere(
     backend: str,
 ) -> Tensor:
     """The torch backend and the reference."""
-    if isinstance(plan, Plan) and ptr is None:
+    if plan is not None and ptr is None:
         ptr = plan.ptr
     ptr = _batch_boundaries(ptr, V)
     _check(edge_index, edge_weight, B, C, V)
@@ -194,10 +181,6 @@ def _elsewhere(
             check_edges(edge_index, ptr)
             log_choice("resolvent", "torch", mode, V.device.type)
             return neumann_form(*inputs, batch=Ragged(ptr, V.shape[0]), terms=terms).to(V.dtype)
-        if isinstance(plan, ChainPlan | GridPlan):
-            _check_no_form(plan, form, refine)
-            log_choice("resolvent", "torch", type(plan).__name__, V.device.type)
-            return plan.resolvent(*inputs, backend="torch").to(V.dtype)
         if plan is None:
             plan = _make_plan(edge_index, V, ptr, mode)
         _check_plan(plan, edge_index, V, mode)
@@ -232,14 +215,6 @@ def _check_ptr(ptr: Tensor, nodes: int) -> None:
         raise ValueError(
             f"ptr must rise from 0 to the {nodes} nodes of V, got {ptr.tolist()}: "
             "pass the batch's own ptr."
-        )
-
-
-def _check_no_form(plan: ChainPlan | GridPlan, form: Form, refine: int) -> None:
-    if form != "auto" or refine:
-        raise ValueError(
-            f"form and refine do not apply to a {type(plan).__name__}: leave them out, or "
-            "make a plan of the edges by make_plan."
         )
 
 

@@ -1,20 +1,18 @@
 """Which form of the resolvent is faster: a model of launches, bytes and FLOP, fitted per device.
 
 On a GPU the model also counts what a program does one after the other: levels of a sparse LU, tiles
-of a dense front and their products. So it also says how large a front should be, see `schedule.py`.
-
-python -m kernels.resolvent.cost      fits it on this machine and rewrites cost.json
+of a dense front and their products. So it also says how large a front should be, for
+`scheduling.py`. `fit_cost.py` fits it.
 """
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kernels.cost import Amounts, fit, median_seconds, seconds
+from kernels.cost import Amounts, seconds
 from kernels.resolvent.plan import Plan
 
 PATH = Path(__file__).with_name("cost.json")
@@ -119,66 +117,3 @@ def _in_turn(levels: int, tiles: int, tile: int, solves: int) -> Amounts:
         "tiles": (tile // 4 + 2 * solves) * tiles,
         "tile_products": tiles**3 // 3 + solves * tiles**2,
     }
-
-
-def measure(device: str, seconds_a_form: float = 0.5) -> Iterator[tuple[Amounts, float, str]]:
-    """Amounts, measured median seconds, and what was measured, on a range of shapes."""
-    from kernels.resolvent import spec  # it imports this module by way of the op
-
-    shapes = [
-        ([(spec.peptide, 150)] * 16, 2, 64, 32),
-        ([(spec.peptide, 150)] * 16, 2, 16, 32),
-        ([(spec.peptide, 40)] * 64, 2, 16, 16),
-        ([(spec.peptide, 20)] * 16, 2, 8, 8),
-        ([(spec.peptide, 444)] * 4, 4, 16, 16),
-        ([(spec.peptide, 1500)], 2, 16, 16),
-        ([(spec.peptide, 1500)], 2, 4, 8),
-        ([(spec.peptide, 4000)], 1, 16, 16),
-        ([(spec.tree, 1000)], 2, 8, 16),
-        ([(spec.superpixels, 480)] * 4, 4, 16, 16),
-        ([(spec.superpixels, 480)] * 2, 4, 64, 16),
-    ]
-    for graphs, heads, state, head_dim in shapes:
-        inputs = spec.make(graphs, torch.float32, 0, heads=heads, state=state, head_dim=head_dim)
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        size = (state, heads, head_dim)
-        for form in FORMS:
-            for amount, plan, variant in _variants(inputs, form, size, device):
-                label = f"{len(graphs)} x {graphs[0][0].__name__} of {graphs[0][1]}, {form}"
-                took = median_seconds(passes(inputs, plan, form), seconds_a_form)
-                yield amount, took, label + variant
-
-
-def _variants(
-    inputs: dict, form: str, size: tuple[int, int, int], device: str
-) -> Iterator[tuple[Amounts, Plan, str]]:
-    """Amounts and plans: on a GPU with several sizes of the front."""
-    from kernels.resolvent.plan import make_plan
-    from kernels.resolvent.schedule import make_schedule
-
-    plan = make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
-    if device == "cpu":
-        yield amounts(plan, *size, form), plan, ""
-        return
-    for front in FRONTS[::2]:
-        plan.schedule = make_schedule(plan, front).to(device)
-        yield amounts_on_gpu(plan, *size, form), plan, f", front {front}"
-
-
-def passes(inputs: dict, plan: Plan, form: str) -> Callable[[], object]:
-    """A forward and a backward pass."""
-    from kernels.resolvent import resolvent
-
-    names = ("edge_weight", "B", "C", "V")
-    tensors = {name: inputs[name].requires_grad_() for name in names}
-
-    def call() -> object:
-        y = resolvent(**(inputs | tensors), plan=plan, form=form)
-        return torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
-
-    return call
-
-
-if __name__ == "__main__":
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    fit(measure(device), device, PATH)

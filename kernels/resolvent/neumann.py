@@ -1,4 +1,4 @@
-"""The paper's truncated resolvent, dense on stacks of padded graphs, and how far off it is.
+"""The paper's truncated resolvent, dense on stacks of padded graphs.
 
 Shapes: G graphs of n nodes in a stack, R slots of all stacks, N nodes, E edges, H heads, S state,
 P head dimension.
@@ -43,30 +43,3 @@ def _sum_of_powers(A: Tensor, terms: int) -> Tensor:
             power = power @ power
         total = total + total @ power
     return total
-
-
-def neumann_error(
-    edge_index: Int[Tensor, "2 E"],
-    edge_weight: Float[Tensor, "E H"],
-    num_nodes: int,
-    terms: int,
-) -> Float[Tensor, " H"]:
-    """Bound on the relative error of `neumann` mode with so many terms, per head.
-
-    The sum lacks A^terms L, so ‖L − L_terms‖₁ / ‖L‖₁ ≤ ‖ |A|^terms ‖₁, the largest column sum,
-    which takes `terms` products of a row vector with the sparse |A|. The norm is that of the whole
-    matrix, so for a batch it is that of its worst graph.
-
-    Args:
-        edge_index: [2, E] source and target of each edge.
-        edge_weight: [E, H] weight A[target, source] per head.
-        num_nodes: N.
-        terms: number of summed powers.
-    """
-    source, target = edge_index
-    weight = edge_weight.abs()
-    sums = weight.new_ones(num_nodes, weight.shape[1])
-    for _ in range(terms):
-        reached = weight * sums.index_select(0, target)
-        sums = torch.zeros_like(sums).index_add_(0, source, reached)
-    return sums.amax(0) if num_nodes else weight.new_zeros(weight.shape[1])

@@ -5,10 +5,10 @@ values of an LU are kept as one tensor [Z + N, H]: lower entries by the round of
 column), upper entries by the round of their pivot (their row), then the diagonal by node.
 """
 
-import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -17,9 +17,7 @@ from torch import Tensor
 from kernels.backends import can_be_checked
 from kernels.resolvent.elimination import Elimination, Order, eliminate, join, starts_of_groups
 from kernels.resolvent.ragged import Ragged
-
-if TYPE_CHECKING:
-    from kernels.resolvent.schedule import Schedule
+from kernels.resolvent.schedule import Schedule
 
 
 class Round(NamedTuple):
@@ -56,11 +54,13 @@ class Pairs(NamedTuple):
     edge: Tensor  # number of the edge
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Plan(Ragged):
     """How `kernels.resolvent` solves with I − A of these graphs; made by `make_plan`.
 
-    Args:
+    Attributes:
         ptr: [G + 1] first node of each graph, and N.
+        num_nodes: N.
         edge_value: [E] where an edge's weight goes among the values.
         row, col: [Z] target and source of each off-diagonal entry.
         round: [N] round in which a node is eliminated.
@@ -68,62 +68,49 @@ class Plan(Ragged):
         left, right, target: of each product that is subtracted, by round, see `Round`.
         lower_bounds, product_bounds: where the lower entries and the products of each round begin,
             and where those of the last one end.
+        schedule: for Triton kernels, see `scheduled`; None where none is needed yet.
     """
 
-    def __init__(
-        self,
-        ptr: Tensor,
-        edge_value: Tensor,
-        row: Tensor,
-        col: Tensor,
-        round: Tensor,
-        lowers: int,
-        left: Tensor,
-        right: Tensor,
-        target: Tensor,
-        lower_bounds: list[int],
-        product_bounds: list[int],
-    ):
-        super().__init__(ptr, len(round))
-        self.edge_value, self.row, self.col, self.round = edge_value, row, col, round
-        self.lowers, self.left, self.right, self.target = lowers, left, right, target
-        self.lower_bounds, self.product_bounds = lower_bounds, product_bounds
-        self.schedule: Schedule | None = None  # for Triton kernels, see `schedule_of`
-        self._tables: dict[tuple, Sweep | list[Pairs] | Plan] = {}
+    edge_value: Tensor
+    row: Tensor
+    col: Tensor
+    round: Tensor
+    lowers: int
+    left: Tensor
+    right: Tensor
+    target: Tensor
+    lower_bounds: list[int]
+    product_bounds: list[int]
+    schedule: Schedule | None = None
+
+    @cached_property
+    def tables(self) -> dict[tuple, "Sweep | list[Pairs] | Plan"]:
+        """What has been derived from the plan so far, by its kind and options."""
+        return {}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Plan":
         """A plan for inputs on another device, as torch-geometric moves whatever a batch holds.
 
         Only the schedule is moved, if there is one; `on` moves the rest where that is needed.
         """
-        moved = copy.copy(self)
-        if self.schedule is not None:
-            moved.schedule = self.schedule.to(device, non_blocking)
-        return moved
+        if self.schedule is None:
+            return self
+        return replace(self, schedule=self.schedule.to(device, non_blocking))
 
     def pin_memory(self) -> "Plan":
         """The plan with its schedule in page-locked memory."""
-        pinned = copy.copy(self)
-        if self.schedule is not None:
-            pinned.schedule = self.schedule.pin_memory()
-        return pinned
+        return self if self.schedule is None else replace(self, schedule=self.schedule.pin_memory())
 
     def on(self, device: torch.device) -> "Plan":
         """The plan with all its tensors on a device, for the torch backend; moved once."""
         if self.ptr.device == device:
             return self
         key = ("on", device)
-        if key not in self._tables:
-            entries = (self.ptr, self.edge_value, self.row, self.col, self.round)
-            products = (self.left, self.right, self.target)
-            self._tables[key] = Plan(
-                *(x.to(device) for x in entries),
-                self.lowers,
-                *(x.to(device) for x in products),
-                self.lower_bounds,
-                self.product_bounds,
-            )
-        return self._tables[key]
+        if key not in self.tables:
+            names = ("ptr", "edge_value", "row", "col", "round", "left", "right", "target")
+            moved = {name: getattr(self, name).to(device) for name in names}
+            self.tables[key] = replace(self, **moved, schedule=None)
+        return self.tables[key]
 
     @cached_property
     def rounds(self) -> list[Round]:
@@ -176,7 +163,7 @@ class Plan(Ragged):
             heads: solved with at once, each with rows of its own, one head after the other.
         """
         key = (half, transposed, padded, heads)
-        if key not in self._tables:
+        if key not in self.tables:
             some = slice(self.lowers) if half == "lower" else slice(self.lowers, None)
             ends = (self.col, self.row) if transposed else (self.row, self.col)
             out, into = (end[some] for end in ends)
@@ -190,19 +177,19 @@ class Plan(Ragged):
                 nodes = nodes[torch.bincount(out, minlength=self.num_nodes) > 0]
                 own = torch.full_like(nodes, self.num_entries + self.num_nodes)
             terms = (nodes, own, level[nodes], entry, out, into)
-            self._tables[key] = self._make_sweep(*terms, padded, heads)
-        return self._tables[key]
+            self.tables[key] = self._make_sweep(*terms, padded, heads)
+        return self.tables[key]
 
     def product(self, transposed: bool, padded: bool, heads: int = 1) -> Sweep:
         """(I − A) X, by values that are not factorised yet: a sweep of a single level."""
         key = ("product", transposed, padded, heads)
-        if key not in self._tables:
+        if key not in self.tables:
             out, into = (self.col, self.row) if transposed else (self.row, self.col)
             nodes = torch.arange(self.num_nodes, device=out.device)
             entry = torch.arange(self.num_entries, device=out.device)
             terms = (nodes, self.num_entries + nodes, 0 * nodes, entry, out, into)
-            self._tables[key] = self._make_sweep(*terms, padded, heads)
-        return self._tables[key]
+            self.tables[key] = self._make_sweep(*terms, padded, heads)
+        return self.tables[key]
 
     def _make_sweep(
         self,
@@ -263,7 +250,7 @@ class Plan(Ragged):
     def pairs(self, edge_index: Tensor, padded: bool) -> list[Pairs]:
         """The edges of the graphs as a sparse matrix per stack, or as one."""
         key = ("pairs", padded)
-        if key not in self._tables:
+        if key not in self.tables:
             _, row = self._stack_and_row(padded)
             source, target = edge_index
             target, edge = (self.slot if padded else row)[target].sort(stable=True)
@@ -273,11 +260,11 @@ class Plan(Ragged):
             crow = torch.cat([count.new_zeros(1), count.cumsum(0)])
             parts = [crow[some.start : some.stop + 1] for some in slots]
             ends = [slice(*part[[0, -1]].tolist()) for part in parts]
-            self._tables[key] = [
+            self.tables[key] = [
                 Pairs(part - some.start, col[some], edge[some])
                 for part, some in zip(parts, ends, strict=True)
             ]
-        return self._tables[key]
+        return self.tables[key]
 
     def _stack_and_row(self, padded: bool) -> tuple[Tensor, Tensor]:
         """Stack of each node, and its row there."""
@@ -348,8 +335,20 @@ def make_plan(
     lower_round = rounds[col[:lowers]]
     lower_cuts = torch.searchsorted(lower_round, cuts).tolist()
     product_cuts = torch.searchsorted(lower_round[left], cuts).tolist()
-    bounds = [0, *lower_cuts, lowers], [0, *product_cuts, len(left)]
-    return Plan(ptr, edge_value, row, col, rounds, lowers, left, right, goal, *bounds)
+    return Plan(
+        ptr=ptr,
+        num_nodes=num_nodes,
+        edge_value=edge_value,
+        row=row,
+        col=col,
+        round=rounds,
+        lowers=lowers,
+        left=left,
+        right=right,
+        target=goal,
+        lower_bounds=[0, *lower_cuts, lowers],
+        product_bounds=[0, *product_cuts, len(left)],
+    )
 
 
 def check_edges(edge_index: Int[Tensor, "2 E"], ptr: Int[Tensor, " G1"]) -> None:

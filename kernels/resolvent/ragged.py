@@ -1,6 +1,7 @@
 """A batch of graphs laid end to end, and the same in stacks of graphs padded to a common size."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -24,17 +25,19 @@ class Stack(NamedTuple):
         return x[self.slots].unflatten(0, (self.graphs, self.nodes))
 
 
+@dataclass(frozen=True, eq=False)
 class Ragged:
     """Where the nodes of a batch of graphs stand.
 
-    Args:
+    Attributes:
         ptr: [graphs + 1] first node of each graph, and N.
         num_nodes: N.
         stacked: cut the graphs into stacks of like size; else there is a single one.
     """
 
-    def __init__(self, ptr: Int[Tensor, " graphs_and_1"], num_nodes: int, stacked: bool = True):
-        self.ptr, self.num_nodes, self.stacked = ptr, num_nodes, stacked
+    ptr: Int[Tensor, " graphs_and_1"]
+    num_nodes: int
+    stacked: bool = True
 
     @cached_property
     def graph(self) -> Int[Tensor, " N"]:

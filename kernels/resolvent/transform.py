@@ -7,7 +7,7 @@ from torch_geometric.transforms import BaseTransform
 from kernels.backends import HAS_TRITON
 from kernels.resolvent.elimination import PASSES, SLACK, Elimination, eliminate
 from kernels.resolvent.plan import Plan, make_plan
-from kernels.resolvent.schedule import schedule_of
+from kernels.resolvent.scheduling import scheduled
 
 
 class AddElimination(BaseTransform):
@@ -39,9 +39,8 @@ class AddPlan(BaseTransform):
         self.for_triton = HAS_TRITON and torch.cuda.is_available()
 
     def forward(self, batch: Data) -> Data:
-        batch.plan = plan_of(batch)
-        if self.for_triton:
-            schedule_of(batch.plan)
+        plan = plan_of(batch)
+        batch.plan = scheduled(plan) if self.for_triton else plan
         return batch
 
 

@@ -79,7 +79,7 @@ def spectral_conv(
     if backend == "reference":
         return spectral_conv_reference(x, weight, skip, bias, activation).to(x.dtype)
     if backend == "triton":
-        from kernels.spectral_conv import triton_backend
+        from kernels.spectral_conv import triton_backend  # where there is Triton
 
         log_choice("spectral_conv", backend, "dft form", x.device.type)
         with torch.autocast(x.device.type, enabled=False):

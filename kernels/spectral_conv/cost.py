@@ -1,41 +1,18 @@
 """Which form of the spectral convolution is faster: units of work, their seconds fitted per device.
 
-python -m kernels.spectral_conv.cost      fits it on this machine and rewrites cost.json
+`fit_cost.py` fits them.
 """
 
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from kernels.cost import Amounts, fit, median_seconds, seconds
+from kernels.cost import Amounts, seconds
 
 PATH = Path(__file__).with_name("cost.json")
 FORMS = ("dft", "fft")
-SHAPES = (  # samples, channels, points, modes
-    (16, 32, (256,), (16,)),
-    (16, 32, (1024,), (16,)),
-    (16, 32, (8192,), (16,)),
-    (16, 32, (1024,), (64,)),
-    (16, 32, (1023,), (128,)),
-    (8, 32, (32, 32), (8, 8)),
-    (4, 32, (64, 64), (12, 12)),
-    (4, 64, (64, 64), (16, 16)),
-    (4, 64, (64, 64), (24, 24)),
-    (8, 32, (85, 85), (12, 12)),
-    (8, 16, (127, 127), (12, 12)),
-    (4, 64, (128, 128), (16, 16)),
-    (4, 32, (128, 128), (32, 32)),
-    (4, 32, (128, 128), (60, 60)),
-    (2, 64, (256, 256), (16, 16)),
-    (2, 16, (256, 256), (64, 64)),
-    (2, 16, (32, 32, 32), (8, 8, 8)),
-    (1, 16, (64, 64, 64), (8, 8, 8)),
-    (1, 16, (64, 64, 48), (16, 16, 16)),
-)
 
 
 def faster_form(shape: Sequence[int], modes: Sequence[int], joint: bool, device: str) -> str:
@@ -117,30 +94,3 @@ def _passes(points: int) -> float:
             largest, left = factor, left // factor
         factor += 1
     return math.log2(max(2, points)) * (1 if max(largest, left) <= 7 else 2)
-
-
-def measure(device: str, seconds_a_form: float = 0.5) -> Iterator[tuple[Amounts, float, str]]:
-    """Amounts, measured median seconds, and what was measured, on a range of shapes.
-
-    Depthwise, so that the products of the modes, which the forms share, hardly count.
-    """
-    from kernels.spectral_conv import spectral_conv
-
-    for samples, channels, points, modes in SHAPES:
-        x = torch.randn(samples, channels, *points, device=device, requires_grad=True)
-        modes = tuple(2 * m for m in modes[:-1]) + modes[-1:]
-        weight = torch.randn(*modes, 2, channels, device=device, requires_grad=True)
-        for form in FORMS:
-
-            def call(x=x, weight=weight, form=form) -> object:
-                y = spectral_conv(x, weight, form=form, backend="torch")
-                return torch.autograd.grad(y, [x, weight], torch.ones_like(y))
-
-            took = median_seconds(call, seconds_a_form)
-            label = f"{samples} x {channels} x {points}, {modes}, {form}"
-            yield amounts(samples * channels, points, modes, form), took, label
-
-
-if __name__ == "__main__":
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    fit(measure(device), device, PATH)

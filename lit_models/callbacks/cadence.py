@@ -14,10 +14,18 @@ def is_due(trainer: L.Trainer, every: int) -> bool:
         return False
     between = trainer.check_val_every_n_epoch or 1
     epochs = trainer.current_epoch + 1
-    is_last = epochs + between > trainer.max_epochs
+    # Where steps end the training (max_epochs=-1), its last epoch is not known before.
+    is_last = epochs + between > trainer.max_epochs > 0
     return is_last or (epochs // between - 1) % every == 0
 
 
 def is_amid_step(trainer: L.Trainer) -> bool:
     """Whether more batches add their gradients before the optimiser's step."""
     return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
+
+
+def batches_of_step(trainer: L.Trainer) -> int:
+    """How many batches add their gradients in this step; an epoch's last step may have fewer."""
+    together = trainer.accumulate_grad_batches
+    first = trainer.fit_loop.batch_idx // together * together
+    return int(min(together, trainer.num_training_batches - first))

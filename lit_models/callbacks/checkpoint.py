@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,44 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         partial.replace(path)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class MovableCheckpoint(ModelCheckpoint):
+    """Lightning's, which notes where files lie in its folder, so that a run may be moved.
+
+    Lightning notes absolute paths, and forgets the best score where they have changed.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return _with_paths(super().state_dict(), lambda path: Path(path).name) | {"dirpath": None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        found = _with_paths(state_dict, lambda name: str(Path(self.dirpath) / name))
+        super().load_state_dict(found | {"dirpath": self.dirpath})
+
+
+def _with_paths(state: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A checkpoint callback's state with all its paths changed, empty ones aside."""
+    changed = {
+        key: change(value) if key.endswith("_path") and value else value
+        for key, value in state.items()
+    }
+    models = {change(path): score for path, score in state["best_k_models"].items()}
+    return changed | {"best_k_models": models}
+
+
+class BestCheckpoint(MovableCheckpoint):
+    """Keeps the checkpoint that is best on validation data.
+
+    Args:
+        dirpath: of the checkpoint, best.ckpt.
+        monitor: name of the metric.
+        mode: "max" where a higher value is better, else "min".
+    """
+
+    def __init__(self, dirpath: str | Path, monitor: str, mode: str):
+        super().__init__(dirpath, "best", monitor, mode=mode, enable_version_counter=False)
+
+
+class LastCheckpoint(MovableCheckpoint):
     """Overwrites one checkpoint every so many steps, and at the end of every epoch.
 
     None is written between an epoch's last step and its end: a run that went on from there would

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from lit_models.callbacks.cadence import batches_of_step
 from lit_models.module import LitModule, UnfitDataError, gradients_of
 
 LOGGED = "train/grad_norm"
@@ -123,7 +124,7 @@ class IterativeGrafting(Grafting):
     ) -> None:
         # What a micro-batch's gradient is multiplied by before it is added to the others.
         self.share = module.task.weight(batch, trainer.datamodule.batch_size)
-        self.share /= trainer.accumulate_grad_batches
+        self.share /= batches_of_step(trainer)
 
     def on_after_backward(self, trainer: L.Trainer, module: LitModule) -> None:
         if trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0:

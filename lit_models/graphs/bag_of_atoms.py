@@ -7,16 +7,30 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from lit_models.graphs.heads import ResidualMLP
-from lit_models.module import LitModule, Optimisation
-from lit_models.task import Task
 
 TYPICAL_COUNT = 50  # brings the counts of a peptide near 1, where an MLP learns well
 
 
-class BagOfAtomsNet(nn.Module):
-    """Count every category of every node feature, then an MLP: [N, features] → [G, out]."""
+class BagOfAtoms(nn.Module):
+    """Count every category of every node feature, then an MLP: [N, features] → [G, out].
 
-    def __init__(self, node_sizes: Sequence[int], width: int, num_outputs: int, dropout: float):
+    The baseline that any graph model must beat: it never sees an edge.
+
+    Args:
+        node_sizes: number of values of each categorical node feature.
+        num_outputs: columns of the prediction.
+        width: hidden size.
+        dropout: probability, in the MLP.
+    """
+
+    def __init__(
+        self,
+        node_sizes: Sequence[int],
+        num_outputs: int,
+        *,
+        width: int = 64,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         starts = torch.tensor([0, *node_sizes[:-1]]).cumsum(0)
         self.register_buffer("starts", starts, persistent=False)
@@ -29,36 +43,3 @@ class BagOfAtomsNet(nn.Module):
         counts = torch.bincount(cell.flatten(), minlength=batch.num_graphs * self.categories)
         counts = counts.view(batch.num_graphs, self.categories).to(self.enter.weight.dtype)
         return self.mlp(self.enter(counts / TYPICAL_COUNT))
-
-
-class LitBagOfAtoms(LitModule):
-    """The baseline that any graph model must beat: it never sees an edge.
-
-    Args:
-        task: what is predicted of each graph, its loss and its metric.
-        optimisation: optimiser and schedule.
-        node_sizes: number of values of each categorical node feature.
-        width: hidden size.
-        dropout: probability, in the MLP.
-        compile: torch.compile the network.
-
-    Raises:
-        ValueError: the task is not about whole graphs.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        optimisation: Optimisation,
-        *,
-        node_sizes: Sequence[int],
-        width: int = 64,
-        dropout: float = 0.0,
-        compile: bool = False,
-    ):
-        super().__init__(task, optimisation, compile=compile)
-        if task.level != "graph":
-            raise ValueError(
-                f"A bag of atoms describes a graph, but this task is per {task.level}."
-            )
-        self.net = BagOfAtomsNet(node_sizes, width, task.num_outputs, dropout)

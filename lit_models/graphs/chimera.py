@@ -14,11 +14,8 @@ from torch_geometric.data import Batch
 
 from kernels.resolvent import Plan, check_terms, plan_of, resolvent
 from lit_models.graphs.gated_gcn import GatedGCN
-from lit_models.graphs.heads import make_head
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.edge_weights import Deltas, edge_weights
-from lit_models.module import LitModule, Optimisation
-from lit_models.task import Task
 
 REFINE = 2  # steps, where nothing makes I − A diagonally dominant
 
@@ -51,6 +48,7 @@ class ChimeraLayer(nn.Module):
         heads: int,
         state: int,
         delta_range: Sequence[float],
+        *,
         mode: str = "exact",
         terms: int | None = None,
         edge_delta: bool = True,
@@ -127,8 +125,8 @@ def checked_resolvent(*inputs: Tensor, **options) -> Float[Tensor, "N H P"]:
         return resolvent(*inputs, refine=REFINE, **options)
     except ValueError as error:
         raise ValueError(
-            f"{error} Edge weights are not normalised here: raise model.delta_range, for peptides "
-            "to [2.0, 4.0], lower model.optimisation.lr, or set model.normalise=true."
+            f"{error} Edge weights are not normalised here: raise model.net.delta_range, for "
+            "peptides to [2.0, 4.0], lower model.optimisation.lr, or set model.net.normalise=true."
         ) from error
 
 
@@ -170,63 +168,19 @@ class ChimeraBlock(nn.Module):
         return x + self.dropout(self.ffn(x)), edge_attr
 
 
-class ChimeraGraphNet(nn.Module):
-    """Encoder, blocks, head: a batch of graphs to the task's outputs."""
+class ChimeraGraph(nn.Module):
+    """Encoder, blocks, head: a batch of graphs to the task's outputs.
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        head: nn.Module,
-        width: int,
-        layers: int,
-        heads: int,
-        state: int,
-        dropout: float,
-        delta_range: Sequence[float],
-        local: bool,
-        mode: str,
-        terms: int | None,
-        edge_delta: bool,
-        normalise: bool,
-    ):
-        super().__init__()
-        self.encoder, self.exact = encoder, mode == "exact"
-        self.blocks = nn.ModuleList(
-            ChimeraBlock(
-                width,
-                dropout,
-                local,
-                ChimeraLayer(width, heads, state, delta_range, mode, terms, edge_delta, normalise),
-            )
-            for _ in range(layers)
-        )
-        if not edge_delta:
-            # Nobody reads the last edge vectors: data parallel training would wait for gradients.
-            (self.blocks[-1].local.norm_edges if local else encoder.edges).requires_grad_(False)
-        self.norm = nn.LayerNorm(width)
-        self.head = head
-
-    def forward(self, batch: Batch) -> Tensor:
-        x, edge_attr = self.encoder(batch)
-        plan = plan_of(batch) if self.exact else None
-        for block in self.blocks:
-            x, edge_attr = block(x, edge_attr, batch.edge_index, batch.ptr, plan)
-        return self.head(self.norm(x), batch)
-
-
-class LitChimeraGraph(LitModule):
-    """Chimera for graph, node and pair tasks, without positional or structural encodings.
+    There are no positional or structural encodings.
 
     Args:
-        task: what is predicted, its loss and its metric.
-        encoder: callable of `width` that makes the feature encoder.
-        optimisation: optimiser and schedule.
+        encoder: makes the feature encoder of a width.
+        head: makes the readout of a width, see `lit_models.graphs.heads`.
         width: hidden size, a multiple of `heads`.
         layers: number of blocks.
         heads: heads of the resolvent.
         state: state size S.
         dropout: probability, in blocks.
-        head_dropout: probability, in the head.
         delta_range: interval of the initial Δ.
         local: keep the GatedGCN in every block.
         edge_delta: edges have a Δ of their own.
@@ -234,42 +188,51 @@ class LitChimeraGraph(LitModule):
             the sum over all walks converges, such as (2.0, 4.0).
         mode: `exact` or `neumann`.
         terms: summed powers in `neumann` mode, a power of two.
-        compile: torch.compile the network.
     """
 
     def __init__(
         self,
-        task: Task,
         encoder: Callable[[int], nn.Module],
-        optimisation: Optimisation,
+        head: Callable[[int], nn.Module],
         *,
         width: int = 64,
         layers: int = 8,
         heads: int = 2,
         state: int = 64,
         dropout: float = 0.1,
-        head_dropout: float = 0.0,
         delta_range: Sequence[float] = (5e-3, 0.1),
         local: bool = True,
         edge_delta: bool = True,
         normalise: bool = True,
         mode: str = "exact",
         terms: int | None = None,
-        compile: bool = False,
     ):
-        super().__init__(task, optimisation, compile=compile)
-        self.net = ChimeraGraphNet(
-            encoder(width),
-            make_head(task.level, width, task.num_outputs, head_dropout),
-            width,
-            layers,
-            heads,
-            state,
-            dropout,
-            delta_range,
-            local,
-            mode,
-            terms,
-            edge_delta,
-            normalise,
+        super().__init__()
+        features, readout = encoder(width), head(width)
+        self.encoder, self.exact = features, mode == "exact"
+        mixers = (
+            ChimeraLayer(
+                width,
+                heads,
+                state,
+                delta_range,
+                mode=mode,
+                terms=terms,
+                edge_delta=edge_delta,
+                normalise=normalise,
+            )
+            for _ in range(layers)
         )
+        self.blocks = nn.ModuleList(ChimeraBlock(width, dropout, local, mixer) for mixer in mixers)
+        if not edge_delta:
+            # Nobody reads the last edge vectors: data parallel training would wait for gradients.
+            (self.blocks[-1].local.norm_edges if local else features.edges).requires_grad_(False)
+        self.norm = nn.LayerNorm(width)
+        self.head = readout
+
+    def forward(self, batch: Batch) -> Tensor:
+        x, edge_attr = self.encoder(batch)
+        plan = plan_of(batch) if self.exact else None
+        for block in self.blocks:
+            x, edge_attr = block(x, edge_attr, batch.edge_index, batch.ptr, plan)
+        return self.head(self.norm(x), batch)

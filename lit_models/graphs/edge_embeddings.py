@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from lit_models.graphs.gated_gcn import normalise
-from lit_models.graphs.heads import GraphHead, make_head
-from lit_models.module import LitModule, Optimisation
-from lit_models.task import Task
+from lit_models.graphs.heads import GraphHead
 
 
 @dataclass(frozen=True)
@@ -129,27 +127,38 @@ class Block(nn.Module):
         return h + self.dropout(torch.relu(update))
 
 
-class NodeNet(nn.Module):
+class NodeEmbeddings(nn.Module):
     """The node version: a state per node, the mean over its neighbours, itself not included.
 
     Edge features, where there are any, enter a node's initial state as the mean over its incoming
     edges. With direction (ours) the neighbours are of two relations with separate weights: those
     numbered before the node, in a rooted tree its parent, and those after it, its children. An
     entry of edge_index counts as often as it occurs; an isolated node hears zeros.
+
+    Args:
+        encoder: makes the feature encoder of a width.
+        head: makes the readout of a width, see `lit_models.graphs.heads`.
+        width: hidden size.
+        layers: number of rounds.
+        directed: edges have a direction.
+        norm: batch norm in every round.
+        dropout: probability, in every round.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
-        head: nn.Module,
-        width: int,
-        layers: int,
-        directed: bool,
-        norm: bool,
-        dropout: float,
+        encoder: Callable[[int], nn.Module],
+        head: Callable[[int], nn.Module],
+        *,
+        width: int = 32,
+        layers: int = 10,
+        directed: bool = False,
+        norm: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.encoder, self.head, self.directed = encoder, head, directed
+        readout, features = head(width), encoder(width)
+        self.encoder, self.head, self.directed = features, readout, directed
         relations = 2 if directed else 1
         self.blocks = nn.ModuleList(Block(width, relations, norm, dropout) for _ in range(layers))
 
@@ -167,7 +176,7 @@ class NodeNet(nn.Module):
         return self.head(h, batch)
 
 
-class EdgeNet(nn.Module):
+class EdgeEmbeddings(nn.Module):
     """The edge version: a state per edge, the mean over its neighbours in the line graph.
 
     Neighbours are summed through the ends that they share, in O(E): the line graph, in which a hub
@@ -182,23 +191,29 @@ class EdgeNet(nn.Module):
 
     With direction (ours) there is a state for u → v and one for v → u, from the concatenated ends;
     u → v hears all w → u but v → u, as in belief propagation, with separate weights for w ≤ u and
-    w > u as in NodeNet; a node is read from the edges into it. No state hears all edges into a
-    node, so that whatever combines them is left to the head.
+    w > u as in NodeEmbeddings; a node is read from the edges into it. No state hears all edges into
+    a node, so that whatever combines them is left to the head.
+
+    Args:
+        encoder, head, width, layers, directed, norm, dropout: see `NodeEmbeddings`.
+        oriented: concatenate the ends; edges with direction do so in any case.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
-        head: nn.Module,
-        width: int,
-        layers: int,
-        directed: bool,
-        oriented: bool,
-        norm: bool,
-        dropout: float,
+        encoder: Callable[[int], nn.Module],
+        head: Callable[[int], nn.Module],
+        *,
+        width: int = 32,
+        layers: int = 10,
+        directed: bool = False,
+        oriented: bool = False,
+        norm: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.encoder, self.head, self.directed = encoder, head, directed
+        readout, features = head(width), encoder(width)
+        self.encoder, self.head, self.directed = features, readout, directed
         self.concatenate = directed or oriented
         self.initial = nn.Linear((2 if self.concatenate else 1) * width, width)
         relations = 2 if directed else 1
@@ -223,17 +238,6 @@ class EdgeNet(nn.Module):
         return self.head(edges.mean_at_nodes(h), batch)
 
 
-class NodeReadout(nn.Module):
-    """A linear map of every node's vector, so that message passing alone is measured."""
-
-    def __init__(self, width: int, num_outputs: int):
-        super().__init__()
-        self.out = nn.Linear(width, num_outputs)
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.out(x)
-
-
 class NodeEncoder(nn.Module):
     """An affine map of real-valued node features, for graphs whose edges have none."""
 
@@ -252,64 +256,3 @@ def mean_by(
     """The mean of the rows of every group, zero where it has none."""
     count = torch.bincount(group, minlength=groups).clamp(min=1).to(x.dtype)
     return x.new_zeros(groups, x.shape[1]).index_add(0, group, x) / count.unsqueeze(1)
-
-
-class LitEdgeEmbeddings(LitModule):
-    """The paper's two architectures, for tasks on nodes and on graphs.
-
-    Args:
-        task: what is predicted, its loss and its metric.
-        encoder: callable of `width` that makes the feature encoder.
-        optimisation: optimiser and schedule.
-        embed: what carries a state, `node` or `edge`.
-        directed: see NodeNet and EdgeNet.
-        oriented: see EdgeNet; edges with direction are so in any case.
-        head: of node tasks, `linear` or `mlp`, one of two layers; the paper's text does not say.
-        width: hidden size.
-        layers: number of rounds.
-        norm: batch norm in every round.
-        dropout: probability, in every round.
-        head_dropout: probability, in a head of more than one layer.
-        compile: torch.compile the network.
-
-    Raises:
-        ValueError: another value of `embed` or `head`, or `oriented` nodes.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        encoder: Callable[[int], nn.Module],
-        optimisation: Optimisation,
-        *,
-        embed: str = "edge",
-        directed: bool = False,
-        oriented: bool = False,
-        head: str = "linear",
-        width: int = 32,
-        layers: int = 10,
-        norm: bool = False,
-        dropout: float = 0.0,
-        head_dropout: float = 0.0,
-        compile: bool = False,
-    ):
-        super().__init__(task, optimisation, compile=compile)
-        for name, value, known in (
-            ("embed", embed, ("node", "edge")),
-            ("head", head, ("linear", "mlp")),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"Expected model.{name} to be {' or '.join(known)}, got {value!r}."
-                )
-        if oriented and embed == "node":
-            raise ValueError("Nodes have no ends: model.oriented=true needs model.embed=edge.")
-        if task.level == "node" and head == "linear":
-            readout: nn.Module = NodeReadout(width, task.num_outputs)
-        else:
-            readout = make_head(task.level, width, task.num_outputs, head_dropout)
-        rest = (norm, dropout)
-        if embed == "node":
-            self.net = NodeNet(encoder(width), readout, width, layers, directed, *rest)
-        else:
-            self.net = EdgeNet(encoder(width), readout, width, layers, directed, oriented, *rest)

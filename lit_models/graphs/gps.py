@@ -10,33 +10,43 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import GPSConv, ResGatedGraphConv
 
-from lit_models.graphs.heads import make_head
-from lit_models.module import LitModule, Optimisation
-from lit_models.task import Task
 
-
-class GPSNet(nn.Module):
+class GPS(nn.Module):
     """Encoder, torch-geometric's GPS layers, head: a batch of graphs to the task's outputs.
 
     A layer is x ← BN(y + MLP(y)), y = BN(x + local(x)) + BN(x + attention(x)), with dropout on each
     branch. Its local part is a residual gated convolution whose gates and messages see the encoded
     edges; it sums over the edges, without the normalised gates and edge updates of the paper's own.
+    There are no positional or structural encodings.
+
+    Args:
+        encoder: makes the feature encoder of a width.
+        head: makes the readout of a width, see `lit_models.graphs.heads`.
+        width: hidden size, a multiple of `heads`.
+        layers: number of GPS layers.
+        heads: heads of the attention.
+        dropout: probability, on the branches of a layer and in its MLP.
+        attention_dropout: probability, on the attention weights.
+
+    Raises:
+        ValueError: `width` is not a multiple of `heads`.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
-        head: nn.Module,
-        width: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-        attention_dropout: float,
+        encoder: Callable[[int], nn.Module],
+        head: Callable[[int], nn.Module],
+        *,
+        width: int = 72,
+        layers: int = 6,
+        heads: int = 4,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.5,
     ):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}.")
-        self.encoder = encoder
+        self.encoder, readout = encoder(width), head(width)
         self.layers = nn.ModuleList(
             GPSConv(
                 width,
@@ -51,55 +61,10 @@ class GPSNet(nn.Module):
             )
             for _ in range(layers)
         )
-        self.head = head
+        self.head = readout
 
     def forward(self, batch: Batch) -> Tensor:
         x, edge_attr = self.encoder(batch)
         for layer in self.layers:
             x = layer(x, batch.edge_index, batch.batch, edge_attr=edge_attr)
         return self.head(x, batch)
-
-
-class LitGPS(LitModule):
-    """GPS with softmax attention, without positional or structural encodings.
-
-    Args:
-        task: what is predicted, its loss and its metric.
-        encoder: callable of `width` that makes the feature encoder.
-        optimisation: optimiser and schedule.
-        width: hidden size, a multiple of `heads`.
-        layers: number of GPS layers.
-        heads: heads of the attention.
-        dropout: probability, on the branches of a layer and in its MLP.
-        attention_dropout: probability, on the attention weights.
-        head_dropout: probability, in the head.
-        compile: torch.compile the network.
-
-    Raises:
-        ValueError: `width` is not a multiple of `heads`.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        encoder: Callable[[int], nn.Module],
-        optimisation: Optimisation,
-        *,
-        width: int = 72,
-        layers: int = 6,
-        heads: int = 4,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.5,
-        head_dropout: float = 0.0,
-        compile: bool = False,
-    ):
-        super().__init__(task, optimisation, compile=compile)
-        self.net = GPSNet(
-            encoder(width),
-            make_head(task.level, width, task.num_outputs, head_dropout),
-            width,
-            layers,
-            heads,
-            dropout,
-            attention_dropout,
-        )

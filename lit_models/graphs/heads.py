@@ -1,19 +1,14 @@
-"""From node vectors to what a task asks for: one vector a graph, a node, or a pair of nodes."""
+"""From node vectors to what a task asks for: one vector a graph, a node, or a pair of nodes.
+
+A data configuration names the head beside its task. The graph and the node head are those that the
+Chimera paper uses.
+"""
 
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import global_add_pool, global_max_pool, global_mean_pool
 
-from lit_models.graphs.tasks import Level
-
 POOLINGS = {"mean": global_mean_pool, "sum": global_add_pool, "max": global_max_pool}
-
-
-def make_head(level: Level, width: int, num_outputs: int, dropout: float) -> nn.Module:
-    """The readout the Chimera paper uses at each level; `num_outputs` is the task's."""
-    if level == "graph":
-        return GraphHead(width, num_outputs, dropout)
-    return NodeHead(width, num_outputs, dropout)
 
 
 class GraphHead(nn.Module):
@@ -29,7 +24,7 @@ class GraphHead(nn.Module):
         ValueError: another `pooling`.
     """
 
-    def __init__(self, width: int, num_outputs: int, dropout: float, pooling: str = "mean"):
+    def __init__(self, width: int, num_outputs: int, dropout: float = 0.0, pooling: str = "mean"):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"Expected a pooling of {', '.join(POOLINGS)}, got {pooling!r}.")
@@ -65,7 +60,7 @@ class NodeHead(nn.Module):
     For pairs the outputs are vectors whose inner product is the pair's logit.
     """
 
-    def __init__(self, width: int, num_outputs: int, dropout: float):
+    def __init__(self, width: int, num_outputs: int, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, num_outputs)
@@ -73,3 +68,14 @@ class NodeHead(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.layers(x)
+
+
+class LinearNodeHead(nn.Module):
+    """A linear map of every node's vector, so that message passing alone is measured."""
+
+    def __init__(self, width: int, num_outputs: int):
+        super().__init__()
+        self.out = nn.Linear(width, num_outputs)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.out(x)

@@ -11,10 +11,6 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torch_geometric.nn import BatchNorm, GCNConv, GINEConv, ResGatedGraphConv
 
-from lit_models.graphs.heads import make_head
-from lit_models.module import LitModule, Optimisation
-from lit_models.task import Task
-
 # No convolution ends in a bias: the batch norm that follows would subtract it.
 
 
@@ -68,69 +64,42 @@ class MessagePassingBlock(nn.Module):
         return x + self.dropout(F.gelu(self.norm(self.conv(x, edge_index, edge_attr))))
 
 
-class MessagePassingNet(nn.Module):
-    """Encoder, blocks, norm, head: a batch of graphs to the task's outputs."""
+class MessagePassing(nn.Module):
+    """Encoder, blocks, norm, head: a batch of graphs to the task's outputs.
+
+    Nodes hear `layers` hops far. There are no positional or structural encodings.
+
+    Args:
+        encoder: makes the feature encoder of a width.
+        head: makes the readout of a width, see `lit_models.graphs.heads`.
+        conv: makes a convolution of a width: `GCN`, `gine` or `gated_gcn`.
+        width: hidden size.
+        layers: number of blocks.
+        dropout: probability, in blocks.
+    """
 
     def __init__(
         self,
-        encoder: nn.Module,
-        head: nn.Module,
+        encoder: Callable[[int], nn.Module],
+        head: Callable[[int], nn.Module],
         conv: Callable[[int], nn.Module],
-        width: int,
-        layers: int,
-        dropout: float,
+        *,
+        width: int = 81,
+        layers: int = 10,
+        dropout: float = 0.1,
     ):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, readout = encoder(width), head(width)
         self.blocks = nn.ModuleList(
             MessagePassingBlock(width, dropout, conv(width)) for _ in range(layers)
         )
         if isinstance(self.blocks[0].conv, GCN):
-            encoder.edges = nn.Identity()  # what GCN never sees would be dead parameters
+            self.encoder.edges = nn.Identity()  # what GCN never sees would be dead parameters
         self.norm = nn.LayerNorm(width)
-        self.head = head
+        self.head = readout
 
     def forward(self, batch: Batch) -> Tensor:
         x, edge_attr = self.encoder(batch)
         for block in self.blocks:
             x = block(x, edge_attr, batch.edge_index)
         return self.head(self.norm(x), batch)
-
-
-class LitMessagePassing(LitModule):
-    """Message passing without positional or structural encodings: nodes hear `layers` hops far.
-
-    Args:
-        task: what is predicted, its loss and its metric.
-        encoder: callable of `width` that makes the feature encoder.
-        optimisation: optimiser and schedule.
-        conv: callable of `width` that makes a convolution: `GCN`, `gine` or `gated_gcn`.
-        width: hidden size.
-        layers: number of blocks.
-        dropout: probability, in blocks.
-        head_dropout: probability, in the head.
-        compile: torch.compile the network.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        encoder: Callable[[int], nn.Module],
-        optimisation: Optimisation,
-        conv: Callable[[int], nn.Module],
-        *,
-        width: int = 81,
-        layers: int = 10,
-        dropout: float = 0.1,
-        head_dropout: float = 0.0,
-        compile: bool = False,
-    ):
-        super().__init__(task, optimisation, compile=compile)
-        self.net = MessagePassingNet(
-            encoder(width),
-            make_head(task.level, width, task.num_outputs, head_dropout),
-            conv,
-            width,
-            layers,
-            dropout,
-        )

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from kernels import resolvent_matrix
+from kernels.resolvent import resolvent_matrix
 from lit_models.callbacks.cadence import is_due
 from lit_models.graphs.chimera import ChimeraLayer
 from lit_models.layers.edge_weights import edge_weights

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 from torch_geometric.data import Batch, Data, Dataset
 
-from kernels import AddPlan, resolvent
+from kernels.resolvent import AddPlan, resolvent
 from lit_models.callbacks.untouched import untouched
 from lit_models.graphs.chimera import ChimeraLayer, checked_resolvent
 

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.resolvent import GridDag, grid_dags
-from kernels.resolvent.grid import CORNERS
+from kernels.grid import CORNERS, GridDag, grid_dags
 from lit_models.images.encoder import MixerEncoder
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.gated_norm import gated_norm

@@ -19,7 +19,7 @@ from lit_models.module import LitModule, Optimisation
 PERMUTED = "permuted"
 
 
-class ImageClassifierNet(nn.Module):
+class ImageClassifier(nn.Module):
     """Encoder, mean of all patches, linear: a batch to [B, outputs].
 
     Args:
@@ -55,11 +55,11 @@ class ImageClassifierNet(nn.Module):
 
 
 class LitImageClassifier(LitModule):
-    """Trains an encoder to tell what images show.
+    """Trains a network to tell what images show.
 
     Args:
         task: what is predicted, its loss and its metrics.
-        encoder: of any architecture, see `ImageClassifierNet`.
+        net: encoder and classifier.
         optimisation: optimiser and schedule.
         test_resolutions: sides in pixels to which test images are also brought, bicubically, each
             of which adds `test/accuracy_<side>`.
@@ -74,20 +74,19 @@ class LitImageClassifier(LitModule):
     def __init__(
         self,
         task: ImageClassification,
-        encoder: nn.Module,
+        net: ImageClassifier,
         optimisation: Optimisation,
         *,
         test_resolutions: Sequence[int] = (),
         test_permuted: bool = False,
         compile: bool = False,
     ):
-        super().__init__(task, optimisation, compile=compile)
-        if test_permuted and not isinstance(encoder, ImageEncoder):
+        super().__init__(task, net, optimisation, compile=compile)
+        if test_permuted and not isinstance(net.encoder, ImageEncoder):
             raise ValueError(
-                f"{type(encoder).__name__} has no patches that could be permuted: set "
+                f"{type(net.encoder).__name__} has no patches that could be permuted: set "
                 "model.test_permuted=false."
             )
-        self.net = ImageClassifierNet(encoder, task.num_outputs)
         self.test_resolutions = tuple(test_resolutions)
         names = [*map(str, test_resolutions), *[PERMUTED] * test_permuted]
         self.view_metrics = MetricCollection(

@@ -71,7 +71,7 @@ class ImageEncoder(nn.Module):
         if images.shape[2] % self.patch or images.shape[3] % self.patch:
             raise ValueError(
                 f"Expected images whose sides are multiples of {self.patch} pixels, the patch's, "
-                f"got {list(images.shape[2:])}: set data.resolution or model.encoder.patch."
+                f"got {list(images.shape[2:])}: set data.resolution or model.net.encoder.patch."
             )
         return self.embedding(images).movedim(1, -1)
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from kernels.resolvent import GridDag, grid_dags
+from kernels.grid import GridDag, grid_dags
 from lit_models.callbacks.cadence import is_due
 from lit_models.callbacks.untouched import untouched
 from lit_models.images.chimera import ChimeraGridMixer

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.resolvent.decaying_chains import DecayingChain
-from kernels.resolvent.peers import mamba_module
+from kernels.chain import DecayingChain
+from kernels.chain.peers import mamba_module
 from lit_models.images.encoder import MixerEncoder
 from lit_models.layers.chain_mixer import ChainMixer
 from lit_models.layers.sentences import Sentences
@@ -31,7 +31,7 @@ class MambaScanMixer(ChainMixer):
     ) -> Float[Tensor, "N H P"]:
         if not v.is_cuda:
             raise ValueError(
-                "mamba-ssm's kernels need a GPU: take image_encoder@model.encoder=scan, which "
+                "mamba-ssm's kernels need a GPU: take image_encoder@model.net.encoder=scan, which "
                 "gives the same."
             )
         scan = mamba_module("ops.triton.ssd_combined").mamba_chunk_scan_combined

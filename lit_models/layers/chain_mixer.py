@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.resolvent.decaying_chains import DecayingChain, decaying_chains
+from kernels.chain import DecayingChain, decaying_chains
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.gated_norm import gated_norm
 from lit_models.layers.sentences import DepthwiseConv, Sentences

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.autograd import refuse_second_derivatives
-from kernels.resolvent.chain import tiles
+from kernels.tiling import tiles
 
 
 def gated_norm(

@@ -20,6 +20,7 @@ from lit_models.operators.operator import FieldBatch, LitOperator
 from lit_models.operators.padding import Padding
 from lit_models.operators.pointwise import ChannelMLP, Pointwise
 from lit_models.operators.spectral import SpectralConv
+from lit_models.operators.tasks import FieldTask
 
 
 class InjectedBlock(nn.Module):
@@ -132,7 +133,7 @@ class LitFNODEQ(LitOperator):
     samples within the tolerance, wherever a fixed point is taken.
 
     Args:
-        net, optimisation: see LitOperator; the network is an FNODEQ.
+        task, net, optimisation: see LitOperator; the network is an FNODEQ.
         warm_up: updates at first for which the block is repeated and differentiated through.
         warm_up_steps: how often it is repeated then.
         jacobian: weight of the mean square of the Jacobian in the loss of training.
@@ -148,6 +149,7 @@ class LitFNODEQ(LitOperator):
 
     def __init__(
         self,
+        task: FieldTask,
         net: FNODEQ,
         optimisation: Optimisation,
         *,
@@ -157,7 +159,7 @@ class LitFNODEQ(LitOperator):
         depths: Sequence[int] = (),
         **options,
     ):
-        super().__init__(net, optimisation, **options)
+        super().__init__(task, net, optimisation, **options)
         if depths and net.fixed_point is None:
             raise ValueError("Without a fixed point there are no depths: set model.depths=[].")
         self.warm_up, self.jacobian = warm_up, jacobian

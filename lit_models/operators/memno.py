@@ -20,6 +20,7 @@ from lit_models.operators.memory import Memory
 from lit_models.operators.operator import LitOperator
 from lit_models.operators.pointwise import ChannelMLP, Pointwise
 from lit_models.operators.spectral import FactorisedSpectralConv
+from lit_models.operators.tasks import FieldTask
 
 
 class MemoryBlock(nn.Module):
@@ -123,18 +124,18 @@ class LitMemNO(LitOperator):
     a rollout reads the given frames once and goes on from the state that they leave.
 
     Args:
-        net, optimisation, options: see LitOperator; the network maps frames [B, T, C, *points] and
-            a state to the frames that follow each of them and the next state.
+        task, net, optimisation, options: see LitOperator; the network maps frames [B, T, C,
+            *points] and a state to the frames that follow each of them and the next state.
 
     Raises:
         ValueError: see LitOperator; a steady problem, or `resolution`, which need no memory.
     """
 
-    def __init__(self, net: nn.Module, optimisation: Optimisation, **options):
+    def __init__(self, task: FieldTask, net: nn.Module, optimisation: Optimisation, **options):
         for name in ("inputs", "resolution"):
             if options.get(name) is not None:
                 raise ValueError(f"A network with memory has no {name}: set model.{name}=null.")
-        super().__init__(net, optimisation, **options)
+        super().__init__(task, net, optimisation, **options)
 
     def _predict(self, frames: Tensor) -> Tensor:
         return self.net(self.in_precision(frames))[0][:, -1]

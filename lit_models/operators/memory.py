@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.resolvent.chain import ChainPlan, chain_resolvent
+from kernels.chain import ChainPlan, chain_resolvent
 from lit_models.layers.delta import delta_bias_init
 
 

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 
 from lit_models.module import LitModule, Optimisation, UnfitDataError
 from lit_models.operators.at_resolution import AtResolution
-from lit_models.operators.tasks import Forecast, SteadySolution, relative_l2
+from lit_models.operators.tasks import FieldTask, SteadySolution, relative_l2
 
 Training = Literal["teacher_forced", "rollout", "pushforward"]
 FieldBatch = dict[str, Tensor]
@@ -63,6 +63,7 @@ class LitOperator(LitModule):
     "growth" is over the score at the points of training.
 
     Args:
+        task: a forecast, or the solution of a steady problem.
         net: maps [B, H·C, *points], oldest frame first, or a steady problem's inputs, to
             [B, C, *points]; it need not be tied to a resolution.
         optimisation: optimiser and schedule.
@@ -81,14 +82,15 @@ class LitOperator(LitModule):
         compile: torch.compile the network.
 
     Raises:
-        ValueError: `training` is none of these, `noise` is negative, or a steady problem is to
-            have residuals.
+        ValueError: `training` is none of these, `noise` is negative, or a steady problem has no
+            inputs or is to have residuals, or a forecast has inputs.
         UnfitDataError: before training, the data have other fields than these, or the network
             cannot take them.
     """
 
     def __init__(
         self,
+        task: FieldTask,
         net: nn.Module,
         optimisation: Optimisation,
         *,
@@ -111,11 +113,16 @@ class LitOperator(LitModule):
                 "A steady problem has no last frame from which a change could be predicted: set "
                 "model.residual=false."
             )
-        task = Forecast() if inputs is None else SteadySolution()
-        super().__init__(task, optimisation, compile=compile)
+        if isinstance(task, SteadySolution) is (inputs is None):
+            raise ValueError(
+                "The solution of a steady problem depends on given fields, a forecast on none but "
+                f"its own: set model.inputs to their number, or to null, got {inputs} and "
+                f"{type(task).__name__}."
+            )
         if resolution is not None:
             net = AtResolution(net, resolution, periodic=periodic)
-        self.net, self.channels, self.inputs = net, channels, inputs
+        super().__init__(task, net, optimisation, compile=compile)
+        self.channels, self.inputs = channels, inputs
         self.mode, self.noise, self.residual = training, noise, residual
         self.states = Normalisation(channels)
         self.given = self.states if inputs is None else Normalisation(inputs)

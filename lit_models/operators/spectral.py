@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels import spectral_conv
+from kernels.spectral_conv import spectral_conv
 
 
 class SpectralConv(nn.Module):

@@ -1,6 +1,6 @@
 """Tasks about fields on a grid: forecasts in time, and solutions of steady problems.
 
-`lit_models.operators.operator.LitOperator` chooses between them.
+The data configuration of a differential equation names one of them.
 """
 
 from abc import abstractmethod

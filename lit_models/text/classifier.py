@@ -16,10 +16,16 @@ from lit_models.text.masked_lm import encode
 from lit_models.text.tasks import SentenceTask, TextBatch
 
 
-class TextClassifierNet(nn.Module):
-    """Encoder, BERT's pooler on every sentence's first token, linear: a batch to [B, outputs]."""
+class TextClassifier(nn.Module):
+    """Encoder, BERT's pooler on every sentence's first token, linear: a batch to [B, outputs].
 
-    def __init__(self, encoder: TextEncoder, outputs: int, dropout: float):
+    Args:
+        encoder: of any architecture.
+        outputs: columns of the prediction.
+        dropout: probability, before the last linear layer.
+    """
+
+    def __init__(self, encoder: TextEncoder, outputs: int, dropout: float = 0.1):
         super().__init__()
         self.encoder = encoder
         width = encoder.width
@@ -39,27 +45,32 @@ class LitTextClassifier(LitModule):
 
     Args:
         task: what is predicted, its loss and its metrics.
-        encoder: of any architecture.
+        net: encoder and classifier.
         optimisation: optimiser and schedule.
-        dropout: probability, before the last linear layer.
-        pretrained: a run's folder, or a checkpoint, of this encoder in `LitMaskedLM` or in a
-            `LitTextClassifier` of another task, whose pooler is taken too; None for none.
+        pretrained: a run's folder, or a checkpoint, of this encoder in `MaskedLM` or in a
+            `TextClassifier` of another task, whose pooler is taken too; None for none.
 
     Raises:
+        ValueError: the network has another number of outputs than the task.
         UnfitDataError: before training, `pretrained` is not there or of another encoder.
     """
 
     def __init__(
         self,
         task: SentenceTask,
-        encoder: TextEncoder,
+        net: TextClassifier,
         optimisation: Optimisation,
         *,
-        dropout: float = 0.1,
         pretrained: str | None = None,
+        compile: bool = False,
     ):
-        super().__init__(task, optimisation)
-        self.net = TextClassifierNet(encoder, task.num_outputs, dropout)
+        outputs = net.out.out_features
+        if outputs != task.num_outputs:
+            raise ValueError(
+                f"The task asks for {task.num_outputs} outputs, the network has {outputs}: set "
+                f"model.net.outputs={task.num_outputs}."
+            )
+        super().__init__(task, net, optimisation, compile=compile)
         self.pretrained = pretrained
 
     def setup(self, stage: str) -> None:
@@ -86,6 +97,6 @@ class LitTextClassifier(LitModule):
         if unlike:
             raise UnfitDataError(
                 f"The checkpoint {path} is of another encoder, {unlike[0]} differs: set "
-                "model.encoder as it was in that run."
+                "model.net.encoder as it was in that run."
             )
         self.load_state_dict(taken, strict=False)

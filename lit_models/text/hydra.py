@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.resolvent.decaying_chains import DecayingChain, decaying_chains
+from kernels.chain import DecayingChain, decaying_chains
 from lit_models.layers.chain_mixer import ChainMixer
 from lit_models.layers.sentences import Sentences
 from lit_models.text.chimera import ChimeraText

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels.chain import DecayingChain
 from kernels.resolvent import resolvent
-from kernels.resolvent.decaying_chains import DecayingChain
 from lit_models.layers.chain_mixer import ChainMixer
 from lit_models.text.chimera import ChimeraText
 

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_models.module import LitModule, Optimisation
 from lit_models.text.encoder import NORM_EPSILON, TextEncoder, initialise_as_bert
-from lit_models.text.tasks import IGNORED, MaskedLanguageModelling, TextBatch
+from lit_models.text.tasks import IGNORED, TextBatch
 
 
 class MaskedLMHead(nn.Module):
@@ -29,7 +28,7 @@ class MaskedLMHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(x))), words, self.bias)
 
 
-class MaskedLMNet(nn.Module):
+class MaskedLM(nn.Module):
     """Encoder and head, its output tied to the encoder's embedding: a batch to logits [M, V]."""
 
     def __init__(self, encoder: TextEncoder):
@@ -45,19 +44,3 @@ class MaskedLMNet(nn.Module):
 def encode(encoder: TextEncoder, batch: TextBatch) -> Float[Tensor, "R T W"]:
     """The features of a batch's tokens."""
     return encoder(batch["tokens"], batch["token_types"], batch.get("lengths"), batch.get("ptr"))
-
-
-class LitMaskedLM(LitModule):
-    """Trains an encoder of text by filling in hidden words.
-
-    Args:
-        task: loss, metrics and the models that count words.
-        encoder: of any architecture.
-        optimisation: optimiser and schedule.
-    """
-
-    def __init__(
-        self, task: MaskedLanguageModelling, encoder: TextEncoder, optimisation: Optimisation
-    ):
-        super().__init__(task, optimisation)
-        self.net = MaskedLMNet(encoder)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from kernels.resolvent.chain import chain_matrix
+from kernels.chain import chain_matrix
 from lit_models.callbacks.cadence import is_due
 from lit_models.layers.chain_mixer import ChainMixer
 from lit_models.layers.sentences import Sentences

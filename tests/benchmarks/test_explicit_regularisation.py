@@ -15,11 +15,10 @@ from lit_models.callbacks.explicit_regularisation import (
 )
 from lit_models.images.classifier import LitImageClassifier
 from lit_models.images.resnet import ResNet
-from lit_models.images.tasks import ImageClassification
 from lit_models.images.vgg import VGG
-from lit_models.module import Optimisation
 from tests.benchmarks.timing import compare
 from tests.kernels.comparing import DEVICE
+from tests.lit_models.images.fabricated import image_model
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -64,7 +63,7 @@ def test_step_with_a_penalty(green, record, name):
     """CIFAR's 32 x 32 pixels, ten classes; one micro-batch too, for its memory."""
     green(*GREEN)
     encoder = NETWORKS[name]()
-    model = LitImageClassifier(ImageClassification(10), encoder, Optimisation()).to(DEVICE)
+    model = image_model(encoder, 10).to(DEVICE)
     nn.init.normal_(model.net.out.weight, std=0.1)
     batches = [
         {

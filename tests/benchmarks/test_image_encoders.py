@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_models.images.chimera import ChimeraImage
-from lit_models.images.classifier import ImageClassifierNet
+from lit_models.images.classifier import ImageClassifier
 from lit_models.images.encoder import ImageEncoder
 from lit_models.images.scan import MambaScanImage, ScanImage
 from lit_models.images.vit import ViT
@@ -18,7 +18,7 @@ from tests.kernels.comparing import DEVICE
 pytestmark = pytest.mark.timeout(1800)
 
 GREEN = ("lit_models/images/test_chimera.py", "lit_models/images/test_encoder.py")
-GREEN += ("kernels/test_grid_dags.py",)
+GREEN += ("kernels/grid/test_grid_dags.py",)
 IMAGES = {14: 16, 28: 4, 40: 2, 56: 1} if DEVICE == "cpu" else {14: 128, 28: 32, 40: 16, 56: 8}
 # Two mixing layers stand for attention and its feed-forward network.
 LAYERS = {
@@ -76,7 +76,7 @@ def test_training_step_at_paper_size(green, record):
     label = torch.randint(CLASSES, (BATCH,), device=DEVICE)
 
     def step(encoder: ImageEncoder) -> Callable[[], None]:
-        net = ImageClassifierNet(encoder, CLASSES).to(DEVICE)
+        net = ImageClassifier(encoder, CLASSES).to(DEVICE)
 
         def run() -> None:
             net.zero_grad()

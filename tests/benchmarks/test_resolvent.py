@@ -10,12 +10,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch_geometric.data import Batch
 
-from datamodules.batching import NodeBudgetSampler
-from kernels.resolvent import AddPlan, ChainPlan, make_plan, peers, plan_of, resolvent, spec
-from kernels.resolvent.chain import chain_resolvent
+from datamodules.batching import SizeBudgetSampler
+from kernels.chain.spec import CHAIN
+from kernels.grid.spec import GRID
+from kernels.resolvent import AddPlan, make_plan, peers, plan_of, resolvent, spec
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
-from kernels.resolvent.grid import grid_resolvent
-from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
+from kernels.resolvent.scheduling import scheduled
+from kernels.resolvent.spec import RESOLVENT
 from tests.benchmarks.timing import ceilings, compare, roofline
 from tests.kernels.comparing import DEVICE, in_float64, on_device
 from train import CONFIGS
@@ -29,12 +30,19 @@ if DEVICE == "cuda":
 BATCHES = 4
 FORMS = ("row", "state")
 SIZES = {"like sizes": 0.1, "any sizes": 10.0}  # and the jitter that makes such batches
-GREEN = ("kernels/test_resolvent.py", *(["kernels/test_triton.py"] if DEVICE == "cuda" else []))
+GREEN = ("kernels/resolvent/test_resolvent.py",)
+GREEN_CHAINS_AND_GRIDS = ("kernels/chain/test_chain.py", "kernels/grid/test_grid.py")
+if DEVICE == "cuda":
+    GREEN += ("kernels/resolvent/test_triton.py",)
+    GREEN_CHAINS_AND_GRIDS += (
+        "kernels/chain/test_triton.py",
+        "kernels/grid/test_triton_states.py",
+    )
 
 
 @pytest.fixture(scope="session")
 def peptides():
-    """Batches of 16 Peptides-func graphs: of like sizes, as training forms them, and of any."""
+    """Batches of 16 Peptides-func graphs: of like sizes, and of any, as training forms them."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", ["experiment=chimera_lrgb", "scale=paper"])
     datamodule = instantiate(config.data)
@@ -43,7 +51,7 @@ def peptides():
     dataset = datamodule.train_dataset
     batches = {}
     for name, jitter in SIZES.items():
-        sampler = NodeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
+        sampler = SizeBudgetSampler(dataset.num_nodes, 16, True, size_jitter=jitter)
         chosen = sampler.batches(0)[:BATCHES]
         graphs = [Batch.from_data_list([dataset[i] for i in indices]) for indices in chosen]
         batches[name] = [AddPlan()(batch).to(DEVICE) for batch in graphs]
@@ -245,37 +253,24 @@ def stitched(batch) -> None:
 @pytest.mark.parametrize("op", [CHAIN, GRID], ids=["chain", "grid"])
 @pytest.mark.parametrize("passes", [forward, forward_backward], ids=lambda f: f.__name__)
 def test_special_topologies_against_their_peers(green, record, limits, precision, op, passes):
-    green(*GREEN, "kernels/test_chain.py", "kernels/test_grid.py")
+    green(*GREEN, *GREEN_CHAINS_AND_GRIDS)
     if op is CHAIN and find_spec("mamba_ssm") is None:
         pytest.skip("mamba-ssm is not installed: make benchmark installs it where pip has it")
     for name, make in op.benchmarks.items():
         inputs = in_precision(on_device(make(torch.float32, 0)), precision)
-        functions = {"resolvent": op.function} | dict(op.peers)
+        functions = {op.name: op.function} | dict(op.peers)
         if DEVICE == "cuda":
             functions |= op.gpu_peers
         exact = op.function(**in_float64(inputs))
         errors = {peer: error_of(f, inputs, exact) for peer, f in functions.items()}
-        assert errors["resolvent"] < ERRORS[precision]
+        assert errors[op.name] < ERRORS[precision]
         cases = [(inputs, None)]
         calls = {k: passes(f, cases) for k, f in functions.items()}
-        calls["the same, weights in place"] = passes(*without_edges(inputs))
         if DEVICE == "cuda":
-            calls["the same, replayed"] = replayed(calls["the same, weights in place"])
+            calls["the same, replayed"] = replayed(calls[op.name])
         result = {"relative_errors": errors, "times": compare(calls, rounds=7)}
         result["roofline"] = nearness(op, passes, cases, result["times"], limits)
         record(f"resolvent, {passes.__name__}, {name}{suffix(precision)}", result)
-
-
-def without_edges(inputs: dict):
-    """The plan's own function, and its inputs: what an edge list is turned into on every call."""
-    plan = inputs["plan"]
-    weights = plan.weights(inputs["edge_index"], inputs["edge_weight"])
-    values = {name: inputs[name] for name in ("B", "C", "V")}
-    if isinstance(plan, ChainPlan):
-        return chain_resolvent, [({"weight": weights, "plan": plan} | values, None)]
-    shape = (plan.images, plan.rows, plan.columns)
-    images = {name: plan.turned(x.unflatten(0, shape)) for name, x in values.items()}
-    return grid_resolvent, [(dict(zip(("left", "top"), weights, strict=True)) | images, None)]
 
 
 def is_numbers(value) -> bool:
@@ -321,7 +316,7 @@ def test_the_form_that_is_chosen_is_the_faster_one(green, record, shape):
     inputs = spec.make(graphs, torch.float32, 0, heads=heads, state=state, head_dim=head_dim)
     plan = make_plan(inputs["edge_index"], inputs["V"].shape[0], inputs["ptr"])
     inputs = on_device(inputs)
-    resolvent(**inputs, plan=plan)  # makes the schedule on a GPU
+    plan = scheduled(plan, inputs["V"].device) if DEVICE == "cuda" else plan
     choose = faster_form_on_gpu if DEVICE == "cuda" else faster_form
     chosen = choose(plan, state, heads, head_dim)
     functions = {form: forward_backward(resolvent, [(inputs, plan)], form=form) for form in FORMS}

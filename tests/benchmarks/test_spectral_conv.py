@@ -16,9 +16,9 @@ from tests.kernels.comparing import DEVICE, on_device
 
 pytestmark = pytest.mark.timeout(1800)
 
-GREEN = ("kernels/test_spectral_conv.py",)
+GREEN = ("kernels/spectral_conv/test_spectral_conv.py",)
 if DEVICE == "cuda":
-    GREEN += ("kernels/test_spectral_conv_triton.py",)
+    GREEN += ("kernels/spectral_conv/test_triton.py",)
 BENCHMARKS = SPECTRAL_CONV.benchmarks | DEPTHWISE.benchmarks
 
 

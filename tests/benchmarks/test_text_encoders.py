@@ -14,7 +14,7 @@ from tests.kernels.comparing import DEVICE
 pytestmark = pytest.mark.timeout(1800)
 
 GREEN = ("lit_models/text/test_chimera.py", "lit_models/text/test_hydra.py")
-GREEN += ("lit_models/text/test_bert.py", "kernels/test_decaying_chains.py")
+GREEN += ("lit_models/text/test_bert.py", "kernels/chain/test_decaying_chains.py")
 SENTENCES = 8
 LENGTHS = (512, 2048, 4096, 8192, 16384)
 LONGEST_WITH_EIGHT = 2048 if DEVICE == "cpu" else LENGTHS[-1]

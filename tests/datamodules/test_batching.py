@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.batching import GraphLoader, NodeBudgetSampler
+from datamodules.batching import BudgetLoader, SizeBudgetSampler
 from datamodules.errors import DataError
 from tests.graphs import TOPOLOGIES, molecule_like
 
@@ -20,7 +20,7 @@ SIZES = np.clip(np.random.default_rng(0).gamma(3, 50, 2000).astype(int), 8, 444)
 def test_every_graph_comes_once_an_epoch(sizes, replicas):
     if len(sizes) < replicas:
         pytest.skip("fewer graphs than processes is an error, tested below")
-    samplers = [NodeBudgetSampler(sizes, 2, True, 3, rank, replicas) for rank in range(replicas)]
+    samplers = [SizeBudgetSampler(sizes, 2, True, 3, rank, replicas) for rank in range(replicas)]
     batches = [list(sampler) for sampler in samplers]
     assert {len(share) for share in batches} == {len(samplers[0])}
     assert all(batch for share in batches for batch in share)
@@ -30,7 +30,7 @@ def test_every_graph_comes_once_an_epoch(sizes, replicas):
 
 
 def test_batches_hold_equal_numbers_of_nodes_and_little_padding():
-    batches = NodeBudgetSampler(SIZES, 16, True).batches(0)
+    batches = SizeBudgetSampler(SIZES, 16, True).batches(0)
     assert len(batches) == 125
     nodes = np.array([SIZES[batch].sum() for batch in batches])
     assert nodes.std() < 0.1 * nodes.mean()
@@ -40,33 +40,33 @@ def test_batches_hold_equal_numbers_of_nodes_and_little_padding():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_samples_of_one_size_make_batches_of_one_size(shuffle):
-    batches = NodeBudgetSampler(np.full(1000, 3), 100, shuffle).batches(0)
+    batches = SizeBudgetSampler(np.full(1000, 3), 100, shuffle).batches(0)
     assert [len(batch) for batch in batches] == [100] * 10
 
 
 def test_a_large_jitter_mixes_all_sizes():
-    batches = NodeBudgetSampler(SIZES, 16, True, size_jitter=10.0).batches(0)
+    batches = SizeBudgetSampler(SIZES, 16, True, size_jitter=10.0).batches(0)
     spread = np.mean([np.log(SIZES[batch]).std() for batch in batches])
     assert spread == pytest.approx(np.log(SIZES).std(), rel=0.1)
 
 
 def test_epochs_differ_and_are_functions_of_the_seed():
-    sampler = NodeBudgetSampler(SIZES, 16, True, seed=1)
+    sampler = SizeBudgetSampler(SIZES, 16, True, seed=1)
     assert sampler.batches(0) != sampler.batches(1)
-    assert sampler.batches(1) == NodeBudgetSampler(SIZES, 16, True, seed=1).batches(1)
-    assert sampler.batches(0) != NodeBudgetSampler(SIZES, 16, True, seed=2).batches(0)
+    assert sampler.batches(1) == SizeBudgetSampler(SIZES, 16, True, seed=1).batches(1)
+    assert sampler.batches(0) != SizeBudgetSampler(SIZES, 16, True, seed=2).batches(0)
 
 
 def test_without_shuffling_the_order_is_fixed():
-    sampler = NodeBudgetSampler(SIZES, 16, False)
+    sampler = SizeBudgetSampler(SIZES, 16, False)
     assert sampler.batches(0) == sampler.batches(1)
 
 
-def make_loader() -> GraphLoader:
+def make_loader() -> BudgetLoader:
     torch.manual_seed(0)
     graphs = [molecule_like(name) for name in TOPOLOGIES] * 3
     sizes = torch.tensor([graph.num_nodes for graph in graphs])
-    return GraphLoader(graphs, NodeBudgetSampler(sizes, 4, True), num_workers=0)
+    return BudgetLoader(graphs, SizeBudgetSampler(sizes, 4, True), num_workers=0)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 6, 7, 10])
@@ -105,8 +105,8 @@ def test_batches_are_transformed_where_they_are_loaded(num_workers):
         return batch
 
     graphs = [molecule_like("path") for _ in range(3)]
-    sampler = NodeBudgetSampler(torch.full((3,), 3), 3, True)
-    (batch,) = GraphLoader(graphs, sampler, num_workers, transform)
+    sampler = SizeBudgetSampler(torch.full((3,), 3), 3, True)
+    (batch,) = BudgetLoader(graphs, sampler, num_workers, transform)
     assert batch.twice == 6
     assert (batch.loaded_by == os.getpid()) == (num_workers == 0)
 
@@ -114,4 +114,4 @@ def test_batches_are_transformed_where_they_are_loaded(num_workers):
 @pytest.mark.parametrize(("sizes", "replicas"), [([], 1), ([4], 2)])
 def test_too_few_graphs_are_an_error(sizes, replicas):
     with pytest.raises(DataError, match="cannot be cut into batches"):
-        NodeBudgetSampler(sizes, 2, True, 0, 0, replicas)
+        SizeBudgetSampler(sizes, 2, True, 0, 0, replicas)

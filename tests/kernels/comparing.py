@@ -3,29 +3,47 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from kernels.resolvent.spec import CHAIN, GRID, RESOLVENT
+from kernels.spec import OpSpec
 
-SPECS = {"": RESOLVENT, "chain plan, ": CHAIN, "grid plan, ": GRID}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def everywhere(variants: str, most_nodes: int | None = None):
-    """Every case of every op with each of its `variants` or `gpu_variants`, up to a size."""
+# The interpreter takes about a quarter of a millisecond for every access of every program.
+MOST_NODES = None if DEVICE == "cuda" else 130
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+in_low_precision = pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=needs_gpu)], ids=str
+)
+
+
+def everywhere(
+    op: OpSpec, variants: str, most_nodes: int | None = None, only: Sequence[str] = ()
+) -> pytest.MarkDecorator:
+    """Cases of an op with each of its `variants` or `gpu_variants`: all up to a size, or some."""
     return pytest.mark.parametrize(
         ("case", "options"),
         [
-            pytest.param(case, options, id=f"{name}{case_name}-{variant}")
-            for name, op in SPECS.items()
-            for case_name, case in op.cases.items()
-            if most_nodes is None or len(case(torch.float32, 0)["V"]) <= most_nodes
+            pytest.param(case, options, id=f"{name}-{variant}")
+            for name, case in op.cases.items()
+            if not only or name in only
+            if most_nodes is None or nodes_of(case(torch.float32, 0)) <= most_nodes
             for variant, options in getattr(op, variants).items()
         ],
     )
+
+
+def nodes_of(inputs: dict) -> int:
+    """Of all graphs of a case."""
+    return inputs["V"].shape[:-2].numel()
 
 
 def leaves(inputs: dict) -> dict[str, torch.Tensor]:
@@ -66,6 +84,82 @@ def assert_close_by_rows(got: torch.Tensor, want: torch.Tensor, tolerance: float
     scale = want.reshape(len(want), -1).abs().amax(1)
     error = (got.double() - want).reshape(len(want), -1).abs().amax(1)
     assert (error <= tolerance * scale.clamp(min=1e-2 * scale.amax())).all()
+
+
+def assert_equals_the_reference(
+    op: OpSpec, case: Callable[..., dict], dtype: torch.dtype, tolerance: float, **options
+) -> None:
+    """Values and gradients of a case in a dtype, each by its rows: of nodes, or of edges."""
+    inputs = case(dtype, 0)
+    got = with_gradients(op.function, on_device(inputs), **options)
+    want = with_gradients(op.reference, in_float64(inputs))
+    last = inputs["V"].ndim - 3  # of the dimensions that count nodes
+    for name, value in got.items():
+        assert value.dtype == dtype
+        assert_close_by_rows(value.flatten(0, last), want[name].flatten(0, last), tolerance)
+
+
+@contextmanager
+def products_in_tf32() -> Iterator[None]:
+    """Of float32 tensors."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def assert_repeats_are_equal_bit_by_bit(function: Callable, inputs: dict, options: dict) -> None:
+    """And nothing stays unwritten."""
+    first = with_gradients(function, inputs, **options)
+    torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with NaN
+    try:
+        second = with_gradients(function, inputs, **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+
+
+def assert_compiled_equals_eager(function: Callable, inputs: dict, options: dict) -> None:
+    """In one graph."""
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    want = with_gradients(function, inputs, **options)
+    for name, value in with_gradients(compiled, inputs, **options).items():
+        assert torch.equal(value, want[name])
+
+
+def assert_same_by_torch(
+    function: Callable, inputs: list[torch.Tensor], unread: list[torch.Tensor]
+) -> None:
+    """Triton's values and gradients are the torch backend's; `unread` masks may hold anything.
+
+    Args:
+        function: of the inputs and a backend.
+        inputs: in float64; the first of them are weights.
+        unread: bool, where a weight enters nothing, for each of the weights.
+    """
+    spoilt = [x.float() for x in inputs]
+    exact = [x.double() for x in spoilt]
+    for weight, mask in zip(spoilt, unread):
+        weight[mask] = float("nan")
+    results = {}
+    for backend, given in (("torch", exact), ("triton", spoilt)):
+        leaves = [x.to(DEVICE).requires_grad_() for x in given]
+        y = function(*leaves, backend=backend)
+        cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+        results[backend] = [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
+    for got, want in zip(results["triton"], results["torch"], strict=True):
+        assert_close_by_rows(got, want, TOLERANCE[torch.float32])
+    for got, mask in zip(results["triton"][1:], unread):
+        assert not got.cpu()[mask].any()
+
+
+def assert_no_atomics(package: ModuleType) -> None:
+    """In any file of a backend."""
+    for folder in package.__path__:
+        for path in Path(folder).glob("*.py"):
+            assert "tl.atomic" not in path.read_text()
 
 
 def outside(*words: str) -> subprocess.CompletedProcess:

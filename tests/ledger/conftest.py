@@ -24,11 +24,12 @@ overrides:
   data.limit: null
   callbacks.last.every_n_train_steps: 1
 arms:
-  wide: {experiment: baseline_atoms, overrides: {model.width: 16, callbacks.ema.decay: 0.5}}
+  wide: {experiment: baseline_atoms,
+    overrides: {model.net.width: 16, callbacks.averaging.decay: 0.5}}
   narrow:
     experiment: baseline_atoms
-    overrides: {model.width: 4, callbacks.ema.decay: 0.5}
-    when: {long: {model.dropout: 0.1}}
+    overrides: {model.net.width: 4, callbacks.averaging.decay: 0.5}
+    when: {long: {model.net.dropout: 0.1}}
 cases:
   training:
     short: {trainer.max_epochs: 1}
@@ -38,7 +39,7 @@ select:
 tune:
   seeds: [7]
   case: {training: short}
-  grid: {callbacks.ema.decay: [0.5, 0.9]}
+  grid: {callbacks.averaging.decay: [0.5, 0.9]}
 statistics:
   - {name: gain, kind: difference, ours: wide, rivals: all, at_least: -1}
 """

@@ -4,7 +4,7 @@ import pytest
 from hydra.utils import instantiate
 
 from errors import UserError
-from ledger.claim import Planner, claim_names, load_claim, targets
+from ledger.claim import Planner, Pretrained, claim_names, load_claim, targets
 from tests.ledger.conftest import SMALL, write_claim
 
 
@@ -19,7 +19,7 @@ def test_every_arm_runs_in_every_case_with_every_seed_and_value(small):
         if run.chosen == {"model.optimisation.lr": 1e-2}
     ]
     cfg = run.config
-    assert (cfg.model.width, cfg.model.dropout, cfg.trainer.max_epochs) == (4, 0.1, 2)
+    assert (cfg.model.net.width, cfg.model.net.dropout, cfg.trainer.max_epochs) == (4, 0.1, 2)
     assert (cfg.seed, cfg.data.shuffle_seed, cfg.model.optimisation.lr) == (1, 1, 1e-2)
     assert cfg.compare is None
     assert run.label == "narrow · training long · lr 0.01 · seed 1"
@@ -33,7 +33,7 @@ def test_what_is_selected_of_a_study_is_told():
 
 def test_tuning_has_seeds_of_its_own_and_leaves_the_test_split_alone(small):
     runs = Planner(small).tuning_runs()
-    assert [(run.arm, run.chosen["callbacks.ema.decay"]) for run in runs] == [
+    assert [(run.arm, run.chosen["callbacks.averaging.decay"]) for run in runs] == [
         ("wide", 0.5),
         ("wide", 0.9),
         ("narrow", 0.5),
@@ -45,11 +45,11 @@ def test_tuning_has_seeds_of_its_own_and_leaves_the_test_split_alone(small):
 
 
 def test_an_arm_may_have_more_to_tune(small):
-    small.arms["wide"].grid["model.dropout"] = [0.0, 0.1]
+    small.arms["wide"].grid["model.net.dropout"] = [0.0, 0.1]
     runs = Planner(small).tuning_runs()
     assert [run.arm for run in runs] == ["wide"] * 4 + ["narrow"] * 2
-    assert [run.chosen["model.dropout"] for run in runs[:4]] == [0.0, 0.1] * 2
-    assert "model.dropout" not in runs[-1].chosen
+    assert [run.chosen["model.net.dropout"] for run in runs[:4]] == [0.0, 0.1] * 2
+    assert "model.net.dropout" not in runs[-1].chosen
     small.tune.grid.clear()
     assert {run.arm for run in Planner(small).tuning_runs()} == {"wide"}, "nothing else to tune"
 
@@ -68,13 +68,14 @@ def test_a_key_is_of_the_config_and_not_of_the_machine(small):
 def test_overrides_may_refer_to_the_run_and_to_the_scale(claims, tmp_path):
     text = SMALL.replace("CACHE", str(tmp_path / "data"))
     text = text.replace("seeds: [0, 1]", "seeds: ${by_scale:{smoke:[3], demo:[0, 1], paper:[0]}}")
-    text = text.replace("model.width: 16", "model.width: '${by_scale:{smoke:6,demo:7,paper:8}}'")
+    sizes = "'${by_scale:{smoke:6,demo:7,paper:8}}'"
+    text = text.replace("model.net.width: 16", f"model.net.width: {sizes}")
     text = text.replace("[1e-3, 1e-2]", "['${data.batch_size}']")
     write_claim(claims, text)
     claim = load_claim("small", "smoke")
     assert claim.seeds == (3,)
     run = Planner(claim).test_runs(claim.seeds)[0]
-    assert run.config.model.width == 6
+    assert run.config.model.net.width == 6
     assert run.config.model.optimisation.lr == run.config.data.batch_size
     assert run.chosen == {"model.optimisation.lr": run.config.data.batch_size}
 
@@ -101,28 +102,75 @@ def test_a_wrong_claim_is_one_sentence(claims, old, new, said):
         load_claim("small", "smoke")
 
 
-def test_a_claim_takes_overrides_and_arms_of_another_by_its_name(claims, small):
-    head, arms = SMALL.split("overrides:\n", 1)
-    arms = arms[arms.index("arms:") :].replace(
-        "wide: {experiment", "wide: small\n  wider: {experiment"
+def with_arms(*arms: str) -> str:
+    """The small claim with other arms, written one a line."""
+    head, rest = SMALL.split("arms:\n")
+    return "\n  ".join([f"{head}arms:", *arms]) + "\n" + rest[rest.index("cases:") :]
+
+
+def test_a_claim_takes_overrides_and_arms_of_another(claims, small):
+    head, rest = with_arms("wide: {base: small/wide}", "narrow: {base: small/narrow}").split(
+        "overrides:\n", 1
     )
-    write_claim(claims, f"{head}overrides: small\n{arms}", "other")
+    write_claim(claims, f"{head}overrides: small\n{rest[rest.index('arms:') :]}", "other")
     other = load_claim("other", "smoke")
     assert other.overrides == small.overrides
-    assert other.arms["wide"] == other.arms["wider"] == small.arms["wide"]
+    assert other.arms == small.arms
     keys = {run.key for run in Planner(small).test_runs((0,))}
     assert keys == {run.key for run in Planner(other).test_runs((0,))}
 
 
-@pytest.mark.parametrize(("lender", "said"), [("large", "choose one of"), ("other", "wide")])
-def test_what_no_claim_lends_is_one_sentence(claims, lender, said):
-    write_claim(claims, SMALL.replace("wide: {", "broad: {"), "other")
-    old = (
-        "wide: {experiment: baseline_atoms, overrides: {model.width: 16, callbacks.ema.decay: 0.5}}"
+def test_an_arm_adds_to_its_base_and_replaces_what_both_have(claims, small):
+    text = with_arms(
+        "wide:",
+        "  base: lent",
+        "  overrides: {model.net.width: 32, model.net.dropout: 0.2}",
+        "  when: {short: {model.net.dropout: 0.3}}",
+        "  tuned: {callbacks.averaging.decay: 0.9}",
+        "  grid: {}",
+        "  pretrained: null",
+        "lent:",
+        "  base: small/narrow",
+        "  pretrained: {claim: small, arm: wide, case: {training: short}}",
+        "  tuned: {model.optimisation.lr: 1e-2}",
+        "  grid: {model.optimisation.lr: [1e-2, 1e-3]}",
     )
-    write_claim(claims, SMALL.replace(old, f"wide: {lender}"))
-    with pytest.raises(UserError, match=said):
+    write_claim(claims, text, "other")
+    wide, lent = load_claim("other", "smoke").arms.values()
+    assert wide.experiment == lent.experiment == "baseline_atoms"
+    assert lent.overrides == small.arms["narrow"].overrides
+    assert wide.overrides == {
+        "model.net.width": 32,
+        "callbacks.averaging.decay": 0.5,
+        "model.net.dropout": 0.2,
+    }
+    assert wide.when == {"short": {"model.net.dropout": 0.3}, "long": {"model.net.dropout": 0.1}}
+    assert lent.when == {"long": {"model.net.dropout": 0.1}}
+    assert (wide.tuned, wide.grid, wide.pretrained) == (
+        {"callbacks.averaging.decay": 0.9},
+        {},
+        None,
+    )
+    assert lent.grid == {"model.optimisation.lr": [1e-2, 1e-3]}
+    assert lent.pretrained == Pretrained("small", "wide", {"training": "short"})
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("large/wide", "there is no claim 'large': choose one of other, small"),
+        ("other/wide", "base of arm wide is 'other/wide', which is no arm: choose one of broad"),
+        ("wides", "base of arm wide is 'wides', which is no arm: choose one of wide, narrow"),
+        ("wide", "the bases of small/wide go in a circle"),
+        ("narrow", "the bases of small/wide, small/narrow, other/broad go in a circle"),
+    ],
+)
+def test_a_base_that_is_no_other_arm_is_one_sentence(claims, base, said):
+    write_claim(claims, with_arms("broad: {base: small/wide}"), "other")
+    write_claim(claims, with_arms(f"wide: {{base: {base}}}", "narrow: {base: other/broad}"))
+    with pytest.raises(UserError, match=said) as caught:
         load_claim("small", "smoke")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_claim_or_override_is_one_sentence(small):

@@ -55,7 +55,7 @@ def test_what_changes_it(root, file, text, changes):
 
 def test_the_code_of_a_training_is_its_own():
     code.files_of.cache_clear()
-    files, waiting = set(), set(code.files_of("lit_models.graphs.gps.LitGPS"))
+    files, waiting = set(), set(code.files_of("lit_models.graphs.edge_embeddings.EdgeEmbeddings"))
     while waiting:
         files |= waiting
         waiting = {f for path in waiting for f in code.imports(path)} - files

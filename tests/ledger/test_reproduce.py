@@ -159,7 +159,9 @@ def test_fewer_seeds_are_inconclusive_and_do_not_replace_the_result(small, tmp_p
 
 def test_a_crashed_arm_makes_a_claim_inconclusive(claims, tmp_path):
     text = SMALL.replace("CACHE", str(tmp_path / "data")).replace("[1e-3, 1e-2]", "[1e-2]")
-    text = text.replace("when: {long: {model.dropout: 0.1}}", "when: {long: {model.width: -1}}")
+    text = text.replace(
+        "when: {long: {model.net.dropout: 0.1}}", "when: {long: {model.net.width: -1}}"
+    )
     write_claim(claims, text)
     claim = load_claim("small", "smoke")
     result = reproduce.reproduce(claim, None, None, tmp_path / "runs", tmp_path / "results")
@@ -190,15 +192,15 @@ def test_tuning_records_what_it_tried_and_binds_the_claim(claims, tmp_path):
             value: sum(
                 entry["validation"]["value"]
                 for entry in record["tried"]
-                if entry["arm"] == arm and entry["setting"] == {"callbacks.ema.decay": value}
+                if entry["arm"] == arm and entry["setting"] == {"callbacks.averaging.decay": value}
             )
             for value in (0.5, 0.999)
         }
-        assert record["best"][arm] == {"callbacks.ema.decay": max(mean, key=mean.get)}
+        assert record["best"][arm] == {"callbacks.averaging.decay": max(mean, key=mean.get)}
     other = claims / "small.yaml"
     other.write_text(other.read_text().replace("[0.5, 0.999]", "[0.5, 0.9]"))
     moved = reproduce.tune(load_claim("small", "smoke"), None, (), tmp_path / "runs", results)
-    assert {e["setting"]["callbacks.ema.decay"] for e in moved["earlier"]} == {0.999}
+    assert {e["setting"]["callbacks.averaging.decay"] for e in moved["earlier"]} == {0.999}
     write_claim(claims, text)
     demo = load_claim("small", "demo")
     with pytest.raises(UserError, match="not tuned"):
@@ -239,7 +241,7 @@ def test_seeds_on_the_command_line(small):
 def test_all_claims_are_tried_though_one_cannot_be(claims, tmp_path, monkeypatch):
     text = SMALL.replace("CACHE", str(tmp_path / "data")).replace("[1e-3, 1e-2]", "[1e-2]")
     write_claim(claims, text, "good")
-    write_claim(claims, text.replace("model.width: 4", "model.breadth: 4"), "bad")
+    write_claim(claims, text.replace("model.net.width: 4", "model.net.breadth: 4"), "bad")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()

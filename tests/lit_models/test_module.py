@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch_geometric.data import Batch
 
 from lit_models.module import Optimisation
 from tests.graphs import molecule_like
+from tests.lit_models.callbacks.test_explicit_regularisation import batch_of, trained
+from tests.lit_models.callbacks.test_grafting import Lengths
 from tests.lit_models.graphs.test_chimera import make_model
 
 
@@ -70,3 +73,31 @@ def test_every_graph_weighs_the_same_in_training():
     total = sum(model.training_step(batch, 0) for batch in parts)
     whole = Batch.from_data_list(graphs)
     torch.testing.assert_close(total, 4 / 2 * model.task.loss(model(whole), whole))
+
+
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_a_step_is_the_mean_over_its_batches_however_many(together):
+    """Of an epoch of one, two and four batches, of which four would make up a step."""
+    batch, lengths = batch_of(4), Lengths()
+    trained([batch] * together, lengths, lr=0.0, accumulate=4)
+    alone = Lengths()
+    trained([batch], alone, lr=0.0)
+    assert lengths.found == pytest.approx(alone.found)
+
+
+def test_a_foreign_network_s_own_notes_are_no_state():
+    class Noted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(1, 1)
+
+        def state_dict(self, *args, destination=None, **kwargs):
+            found = super().state_dict(*args, destination=destination, **kwargs)
+            found["_metadata"] = {"activation": print}
+            return found
+
+    model = make_model()
+    own = set(model.state_dict())
+    model.net.add_module("noted", Noted())
+    assert set(model.state_dict()) == own | {"net.noted.inner.weight", "net.noted.inner.bias"}
+    model.load_state_dict(model.state_dict())

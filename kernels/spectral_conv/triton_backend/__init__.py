@@ -4,6 +4,6 @@ What Triton compiles is marked `no_type_check`: Triton reads its source, which t
 the tests would hide.
 """
 
-from kernels.spectral_conv.triton_backend.convolution import convolution
+from kernels.spectral_conv.triton_backend.passes import convolution
 
 __all__ = ["convolution"]

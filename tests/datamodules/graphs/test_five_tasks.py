@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules.graphs.lrgb import TASKS
-from lit_models.graphs.chimera import LitChimeraGraph
+from lit_models.graphs.chimera import ChimeraGraph
 from lit_models.graphs.encoders import LinearEncoder
 from lit_models.graphs.tasks import (
     ContactPrediction,
@@ -14,9 +14,8 @@ from lit_models.graphs.tasks import (
     NodeClassification,
     Regression,
 )
-from lit_models.module import Optimisation
 from tests.datamodules.fabricated import official, raw_graphs, write_raw
-from tests.graphs import molecule_encoder
+from tests.graphs import graph_model, molecule_encoder
 
 superpixel_encoder = partial(LinearEncoder, node_size=14, edge_size=2)
 ASKED = {
@@ -40,7 +39,7 @@ def test_data_reach_loss_gradient_and_metric(name, tmp_path):
     assert task.level == TASKS[name].level
     if task.level != "pair":
         assert task.num_outputs == len(TASKS[name].labels)
-    model = LitChimeraGraph(task, encoder, Optimisation(), width=16, layers=2, heads=2, state=8)
+    model = graph_model(task, ChimeraGraph, encoder, width=16, layers=2, heads=2, state=8)
     (batch,) = data.train_dataloader()
     assert batch.num_graphs == 3
     prediction = model(batch)

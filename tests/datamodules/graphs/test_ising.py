@@ -63,7 +63,7 @@ def test_graphs_carry_fields_means_and_both_directions(topology, tmp_path):
     same = all(g.edge_index.equal(graphs[0].edge_index) for g in graphs)
     assert same == (topology != "prufer")
     assert data.provenance["source"] == "generated"
-    assert data.num_nodes(data.val_dataset).tolist() == [NODES[topology]] * 4
+    assert data.sizes(data.val_dataset).tolist() == [NODES[topology]] * 4
 
 
 def test_depth_of_the_complete_binary_tree(tmp_path):

@@ -243,7 +243,7 @@ def test_loaders_shuffle_training_only_and_batch_contacts_rightly(tmp_path):
         ({"source": "offical"}, "no data source 'offical': set data.source to auto"),
         (
             {"task": "pcqm-contact", "source": "generated"},
-            "coco-sp can be generated, not pcqm-contact",
+            "no data source 'generated': set data.source to auto or official",
         ),
         ({"limit": 0}, "positive number of graphs or null, but data.limit is 0"),
         ({"generated_size": (5, 5)}, "three positive numbers .* data.generated_size is"),

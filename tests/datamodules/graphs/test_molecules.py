@@ -3,7 +3,12 @@
 import ast
 import csv
 import gzip
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +138,58 @@ def test_unreadable_smiles_is_named(smiles, processes, monkeypatch, capfd):
         smiles_to_graphs(["CC", smiles], processes)
     assert repr(smiles) in str(caught.value)
     assert capfd.readouterr().err == ""  # RDKit's own complaint is not needed
+
+
+@pytest.mark.parametrize("smiles", [None, 6, float("nan"), b"CC"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_no_string_is_named_by_its_row(smiles, processes, monkeypatch):
+    monkeypatch.setattr(molecules, "_CHUNK", 1)
+    with pytest.raises(DataError, match=f"a SMILES string in row 2, got {smiles!r}: correct or"):
+        smiles_to_graphs(["CC", "C", smiles, None], processes)
+
+
+SCRIPT = """
+from datamodules.graphs.molecules import smiles_to_arrays
+smiles_to_arrays(["C" * 100] * 400_000, processes=2)
+"""
+
+
+def children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def until(what: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.05)
+    return what()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_process_that_was_killed(how):
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=Path(__file__).parents[3])
+    try:
+        assert until(lambda: len(children(process.pid)) == 2, 60)
+        workers = children(process.pid)
+        process.send_signal(how)
+        process.wait(10)
+        ended = until(lambda: not any(map(runs, workers)), 20)
+    finally:
+        process.kill()
+    left = [pid for pid in workers if runs(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert ended, left
 
 
 def test_stereo_unknown_to_ogb_is_an_error():

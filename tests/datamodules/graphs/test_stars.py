@@ -5,9 +5,10 @@ import torch
 
 from datamodules.errors import DataError
 from datamodules.graphs.stars import StarsDataModule, planted_network, planted_targets
-from lit_models.graphs.edge_embeddings import LitEdgeEmbeddings, NodeEncoder
+from lit_models.graphs.edge_embeddings import EdgeEmbeddings, NodeEncoder
+from lit_models.graphs.heads import LinearNodeHead
 from lit_models.graphs.tasks import NodeRegression
-from lit_models.module import Optimisation
+from tests.graphs import graph_model
 
 
 def stars(tmp_path, **options) -> StarsDataModule:
@@ -22,10 +23,11 @@ def stars(tmp_path, **options) -> StarsDataModule:
 def test_targets_are_those_of_the_edge_model_with_the_planted_weights(depth, tmp_path):
     data = stars(tmp_path, planted_depth=depth)
     planted = planted_network(depth, 32, 0)
-    model = LitEdgeEmbeddings(
+    model = graph_model(
         NodeRegression(1),
+        EdgeEmbeddings,
         lambda width: NodeEncoder(width, 10),
-        Optimisation(),
+        LinearNodeHead,
         oriented=True,
         layers=depth,
     ).double()
@@ -84,7 +86,7 @@ def test_seeds_splits_and_fingerprints(tmp_path):
     ("options", "message"),
     [
         ({"leaves": 0}, "data.leaves is 0"),
-        ({"source": "official"}, "data.source=generated"),
+        ({"source": "official"}, "no data source 'official': set data.source to auto or generated"),
         ({"generated_size": [1, 1]}, "data.generated_size"),
         ({"limit": 0}, "data.limit is 0"),
     ],

@@ -63,6 +63,7 @@ def test_the_subset_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("missing", [None, "val.index"])
 def test_without_files_and_network_one_sentence_says_what_to_do(tmp_path, missing):
     folder = tmp_path / "raw"
+    folder.mkdir()
     if missing:
         (write_raw(folder) / "zinc" / "raw" / missing).unlink()
     data = ZINCDataModule(data_dir=folder, cache_dir=tmp_path / "cache")
@@ -79,7 +80,9 @@ def test_damaged_files_are_one_sentence(tmp_path):
 
 
 def test_nothing_is_generated():
-    with pytest.raises(DataError, match=r"set data\.source=official"):
+    with pytest.raises(
+        DataError, match=r"no data source 'generated': set data.source to auto or official"
+    ):
         ZINCDataModule(source="generated")
 
 

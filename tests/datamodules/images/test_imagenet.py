@@ -145,6 +145,80 @@ def test_a_file_that_is_added_or_taken_away_is_noticed(large):
     assert second.fingerprint != first.fingerprint
 
 
+def deeper(large: Path) -> Path:
+    """All images two folders below that of their class; one of them."""
+    for path in large.glob("*/class*/*.JPEG"):
+        folder = path.parent / "a" / "b"
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    return large / "val" / "class1" / "a" / "b" / "1.JPEG"
+
+
+def test_a_file_that_is_added_or_taken_away_at_any_depth_is_noticed(large):
+    path = deeper(large)
+    first = ready(large)
+    photograph(np.random.default_rng(5), 50, 60).save(path.with_name("new.JPEG"))
+    assert samples(ready(large))[2] == samples(first)[2] + 1
+    path.unlink()
+    third = ready(large)
+    assert samples(third)[2] == samples(first)[2]
+    assert third.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_file_that_is_overwritten_in_place_is_noticed(same_size, tiny):
+    path = deeper(tiny)
+    first, size = ready(tiny), path.stat().st_size
+    photograph(np.random.default_rng(5), 24, 24).save(path, quality=30)
+    if same_size:  # a JPEG file may have anything behind its end
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    assert (path.stat().st_size == size) == same_size
+    assert ready(tiny).fingerprint != first.fingerprint
+
+
+def test_a_tree_that_did_not_change_is_read_once(large, monkeypatch):
+    deeper(large)
+    first = ready(large)
+    photograph(np.random.default_rng(5), 50, 60).save(large / "val" / "class1" / ".hidden.JPEG")
+    (large / "val" / "class1" / "notes.txt").write_text("no image")
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "listed", lambda *_: pytest.fail("read again"))
+        assert ready(large).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".ipynb_checkpoints",
+        "@eaDir",
+        "class0/.ipynb_checkpoints",
+        "class0/@eaDir/0.JPEG",
+        "class0/a/.thumbnails/b",
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_programs_put_beside_images_is_left_out_at_every_depth(split, place, large):
+    first = ready(large)
+    copies = large / split / place
+    if copies.name == "0.JPEG":  # as network drives do: a folder named like the image
+        copies.mkdir(parents=True)
+    copies.mkdir(parents=True, exist_ok=True)
+    for name in ("0-checkpoint.JPEG", "SYNOPHOTO_THUMB_M.jpg"):
+        shutil.copy(large / split / "class0" / "0.JPEG", copies / name)
+    shutil.copy(large / split / "class0" / "0.JPEG", large / split / "class0" / "._0.JPEG")
+    shutil.copy(large / split / "class0" / "0.JPEG", large / split / "class0" / "@0.JPEG")
+    second = ready(large, cache_dir=large.parents[1] / "other")
+    assert second.fingerprint == first.fingerprint
+    assert second.label_names == first.label_names
+
+
+def test_a_link_to_a_file_that_is_gone_is_left_out(large):
+    first = ready(large)
+    (large / "train" / "class0" / "gone.JPEG").symlink_to(large / "nowhere.JPEG")
+    with pytest.warns(UserWarning, match="cannot be read and are left out"):
+        assert samples(ready(large)) == samples(first)
+
+
 def original_layout(tiny: Path) -> None:
     """Of Tiny-ImageNet's own archive."""
     lines = []

@@ -139,7 +139,7 @@ def test_the_models_random_stream_is_its_own(tmp_path):
 
 def seed_of(data: CIFARDataModule, epoch: int) -> int:
     """Of the augmentation of the same few images."""
-    training = SimpleNamespace(training=True, current_epoch=epoch, global_rank=0)
+    training = SimpleNamespace(overfit_batches=0, training=True, current_epoch=epoch, global_rank=0)
     data.trainer = training
     return data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"]
 
@@ -149,6 +149,17 @@ def test_epochs_and_seeds_augment_the_same_images_differently(tmp_path):
     other = ready(tmp_path, augmentation=full(), shuffle_seed=1)
     assert seed_of(data, 0) == seed_of(data, 0)
     assert len({seed_of(data, 0), seed_of(data, 1), seed_of(other, 0)}) == 3
+
+
+def test_overfitted_images_are_augmented_alike_in_every_epoch(tmp_path):
+    data = ready(tmp_path, augmentation=full())
+    seeds = set()
+    for epoch in range(3):
+        data.trainer = SimpleNamespace(
+            overfit_batches=1, training=True, current_epoch=epoch, global_rank=0
+        )
+        seeds.add(data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"])
+    assert seeds == {seed_of(data, 0)}
 
 
 def expected_image(data: CIFARDataModule, raw: Tensor) -> Tensor:
@@ -240,7 +251,7 @@ def test_repeats_keep_an_epochs_length_and_meet_in_one_step(repeats, replicas):
     shares = [list(sampler) for sampler in samplers]
     assert {len(share) for share in shares} == {len(samplers[0])}
     assert all(batch for share in shares for batch in share)
-    plain = batching.NodeBudgetSampler(torch.ones(samples), 8, True, 1, 0, replicas)
+    plain = batching.SizeBudgetSampler(torch.ones(samples), 8, True, 1, 0, replicas)
     assert len(samplers[0]) == len(plain)
     shown = [place for share in shares for batch in share for place in batch]
     assert len(shown) == len(set(shown)) == samples  # no copy is shown twice
@@ -282,7 +293,9 @@ def test_processes_share_the_images_and_augment_them_apart(tmp_path, monkeypatch
         data = ready(tmp_path, augmentation=full())
         loader = data.train_dataloader()
         seen += [i for batch in loader for i in batch["index"].tolist()]
-        data.trainer = SimpleNamespace(training=True, current_epoch=0, global_rank=rank)
+        data.trainer = SimpleNamespace(
+            overfit_batches=0, training=True, current_epoch=0, global_rank=rank
+        )
         seeds.append(data.on_before_batch_transfer({"index": torch.arange(4)}, 0)["seed"])
     assert sorted(seen) == list(range(SIZES[0]))
     assert seeds[0] != seeds[1]

@@ -2,13 +2,15 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from datamodules.errors import DataError
-from datamodules.pde.equation import SOLVER_VERSION, SolverError
+from datamodules.pde.boussinesq import Boussinesq
+from datamodules.pde.equation import SOLVER_VERSION, SolverError, SpectralEquation
+from datamodules.pde.gray_scott import GrayScott
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
 
 EQUATION = KuramotoSivashinsky(sizes=(32,), length=16.0)
@@ -71,6 +73,39 @@ def test_the_highest_modes_may_have_a_fiftieth_of_the_largest_amplitude():
     equation.check(state(0.019), torus, 1.0)
     with pytest.raises(SolverError, match="1 of 1 trajectories are not resolved by 64 points"):
         equation.check(state(0.021), torus, 1.0)
+
+
+@dataclass(frozen=True)
+class Dispersion(SpectralEquation):
+    """u_t = −u_xxx: nothing in it smooths."""
+
+    channels = ("u",)
+
+    def linear(self, torus):
+        return -(torus.gradient[0] ** 3)
+
+    def nonlinear(self, torus):
+        return torch.zeros_like
+
+    def initial(self, generator):
+        return torch.randn((1, *self.torus().sizes), generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("equation", "advice"),
+    [
+        (Dispersion((32,), 1.0, 0.1), "raise oversample (now 1) or sizes."),
+        (EQUATION, "raise oversample (now 1), sizes or viscosity."),
+        (Boussinesq(), "raise oversample (now 1), sizes, viscosity or diffusivity."),
+        (GrayScott(), "raise oversample (now 1), sizes, diffusion_u or diffusion_v."),
+    ],
+)
+def test_advice_names_the_options_that_an_equation_has(equation, advice):
+    torus, generator = equation.torus(), torch.Generator().manual_seed(0)
+    noise = torch.randn((1, 1, *torus.sizes), generator=generator, dtype=torch.float64)
+    with pytest.raises(SolverError) as caught:
+        equation.check(torus.forward(noise), torus, 1.0)
+    assert str(caught.value).endswith(f"at t = 1: {advice}")
 
 
 def test_time_zero_saves_the_modes_that_are_kept():

@@ -186,3 +186,109 @@ def test_damage_that_is_found_while_reading_is_said(tmp_path):
     data = TrajectoryFiles([tmp_path / "groups.h5"])
     with pytest.raises(DataError, match=r"Cannot read trajectory 1 of .*groups.h5"):
         data.read(1)
+
+
+def written(path, **datasets):
+    """A file of datasets, "x-coordinate" written as x."""
+    with h5py.File(path, "w") as file:
+        for name, values in datasets.items():
+            file[f"{name}-coordinate" if name in "xyz" else name] = values
+    return path
+
+
+def test_components_beside_a_scalar_are_channels(tmp_path):
+    density, velocity = fields(3, 4, 6, 5), fields(3, 4, 6, 5, 2)
+    path = written(tmp_path / "a.h5", density=density, velocity=velocity)
+    data = TrajectoryFiles([path])
+    assert data.channels == ["density", "velocity_x", "velocity_y"]
+    assert (data.shape, data.frames) == ((6, 5), 4)
+    got = data.read(1, slice(1, 4, 2), 2)
+    np.testing.assert_array_equal(got[:, 0], density[1, 1::2, ::2, ::2])
+    np.testing.assert_array_equal(got[:, 1:], np.moveaxis(velocity[1, 1::2, ::2, ::2], -1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "channels"),
+    [
+        ("velocity", None, ["velocity_x", "velocity_y"]),
+        ("tensor", None, ["u0", "u1"]),
+        ("tensor", ["p", "q"], ["p", "q"]),
+    ],
+)
+def test_coordinates_tell_axes_from_components(tmp_path, name, names, channels):
+    flow, axes = fields(3, 4, 6, 5, 2), {"x": np.arange(6.0), "y": np.arange(5.0)}
+    path = written(tmp_path / "a.h5", **{name: flow}, **axes)
+    if names:
+        with h5py.File(path, "a") as file:
+            file.attrs["channels"] = names
+    data = TrajectoryFiles([path])
+    assert (data.channels, data.shape) == (channels, (6, 5))
+    np.testing.assert_array_equal(data.read(2), np.moveaxis(flow[2], -1, 1))
+
+
+def test_components_of_tensors_and_single_ones(tmp_path):
+    stress, tracer = fields(2, 3, 6, 5, 2, 2), fields(2, 3, 6, 5, 1)
+    path = written(tmp_path / "a.h5", stress=stress, tracer=tracer, x=np.arange(6), y=np.arange(5))
+    data = TrajectoryFiles([path])
+    assert data.channels == ["stress_xx", "stress_xy", "stress_yx", "stress_yy", "tracer"]
+    np.testing.assert_array_equal(data.read(0)[:, 2], stress[0, ..., 1, 0])
+    np.testing.assert_array_equal(data.read(0)[:, 4], tracer[0, ..., 0])
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ({"velocity": fields(3, 4, 6, 5, 2)}, "add a dataset x-coordinate"),
+        ({"u": fields(3, 4, 6), "v": fields(3, 4, 7)}, "differ in shape"),
+        ({"u": fields(3, 4, 6), "v": fields(3, 5, 6, 2)}, "differ in shape"),
+        ({"tensor": fields(3, 1, 6, 6), "nu": fields(3, 6, 6, 1)}, "nu of .* has the shape"),
+        ({"u": fields(3, 4, 6).astype(np.complex64)}, "complex numbers.*two datasets"),
+        ({"tensor": fields(3, 4, 6), "nu": fields(3, 6, 6) * 1j}, "/nu of .* complex numbers"),
+    ],
+)
+def test_fields_that_cannot_be_told_apart_or_are_not_real_are_refused(tmp_path, datasets, message):
+    with pytest.raises(DataError, match=message) as caught:
+        open_layout(written(tmp_path / "a.h5", **datasets))
+    assert "neither" not in str(caught.value)
+
+
+def test_as_many_names_as_components(tmp_path):
+    path = written(tmp_path / "a.h5", tensor=fields(3, 4, 6, 5, 2), x=np.arange(6), y=np.arange(5))
+    with h5py.File(path, "a") as file:
+        file.attrs["channels"] = ["u", "v", "w"]
+    with pytest.raises(DataError, match=r"names u, v, w, tensor has 2 components"):
+        open_layout(path)
+
+
+def test_complex_numbers_are_refused_in_every_layout(tmp_path):
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        file["0/data"], file["0/grid/t"] = fields(4, 6, 1) * 1j, np.arange(4.0)
+    with h5py.File(tmp_path / "well.h5", "w") as file:
+        file.attrs["n_trajectories"] = 2
+        file.create_group("dimensions").attrs["spatial_dims"] = ["x"]
+        file["dimensions/time"], file["dimensions/x"] = np.arange(3.0), np.arange(6.0)
+        file["t0_fields/psi"] = fields(2, 3, 6) * 1j
+    for name in ("groups", "well"):
+        with pytest.raises(DataError, match="complex numbers"):
+            open_layout(tmp_path / f"{name}.h5")
+
+
+def test_packed_numbers_are_unpacked(tmp_path):
+    packed = RNG.integers(-999, 999, (3, 4, 8), np.int16)
+    packed[1, 2, 3] = -32768
+    path = written(tmp_path / "a.h5", tensor=packed)
+    plain = TrajectoryFiles([path]).read(0)[:, 0]
+    np.testing.assert_array_equal(plain, packed[0])
+    with h5py.File(path, "a") as file:
+        file["tensor"].attrs.update(scale_factor=np.array([0.01]), add_offset=5.0)
+        file["tensor"].attrs["_FillValue"] = np.int16(-32768)
+    data = TrajectoryFiles([path])
+    np.testing.assert_allclose(data.read(0)[:, 0], packed[0] * 0.01 + 5, rtol=1e-14)
+    got = data.read(1)[:, 0]
+    assert np.isnan(got[2, 3])
+    assert np.isnan(got).sum() == 1
+
+
+def test_numbers_of_another_byte_order_are_read(tmp_path):
+    path = written(tmp_path / "a.h5", tensor=fields(2, 3, 8).astype(">f4"))
+    assert TrajectoryFiles([path]).read(0).dtype == np.float32

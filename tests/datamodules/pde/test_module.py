@@ -94,6 +94,12 @@ def test_fewer_points_and_frames(cache):
     assert [len(x) for x in point.coordinates] == [8]
 
 
+def test_all_points_seen_by_modes_are_the_states_themselves(cache):
+    """Also the Nyquist mode of an even number of points, which a box has."""
+    spectral = make(cache, method="spectral", normalise=False)
+    assert torch.equal(spectral.test_dataset[0]["target"], whole(spectral, 0)[1:])
+
+
 def test_noise_is_of_the_frame_and_not_of_the_window(cache):
     clean = make(cache, history=2, normalise=False)
     noisy = make(cache, history=2, normalise=False, noise=ObservationNoise(0.1, target="always"))
@@ -159,12 +165,12 @@ def test_a_pdebench_file_is_read_unchanged(cache, tmp_path):
     with h5py.File(tmp_path / "flow.hdf5", "w") as file:
         file["tensor"] = u
     data = PDEDataModule(
-        source="official", data_dir=tmp_path, file="flow.hdf5", samples=(6, 2, 2), normalise=False
+        source="file", data_dir=tmp_path, file="flow.hdf5", samples=(6, 2, 2), normalise=False
     )
     data.prepare_data()
     data.setup()
     assert torch.equal(data.test_dataset[1]["target"], torch.from_numpy(u[1, 1:, None]))
-    assert data.provenance["source"] == "official"
+    assert data.provenance["source"] == "file"
     assert data.provenance["samples"] == {"train": 30, "val": 2, "test": 2}
 
 
@@ -173,7 +179,7 @@ def test_darcy_s_inputs_are_given(tmp_path):
     with h5py.File(tmp_path / "darcy.hdf5", "w") as file:
         file["nu"] = nu = rng.standard_normal((5, 8, 8)).astype(np.float32)
         file["tensor"] = u = rng.standard_normal((5, 1, 8, 8)).astype(np.float32) + 3
-    data = PDEDataModule(source="official", data_dir=tmp_path, file="darcy.hdf5", samples=(3, 1, 1))
+    data = PDEDataModule(source="file", data_dir=tmp_path, file="darcy.hdf5", samples=(3, 1, 1))
     data.setup()
     item = data.test_dataset[0]
     assert len(data.train_dataset) == 3
@@ -205,7 +211,9 @@ def test_fingerprints_tell_views_apart(cache):
         ({"history": 6}, "windows need 7"),
         ({"samples": (1, 0, 1)}, "three positive numbers"),
         ({"method": "cubic"}, "point or spectral"),
-        ({"source": "official"}, "needs data.data_dir"),
+        ({"source": "official"}, "data.source=official needs data.data_dir"),
+        ({"source": "file"}, "data.source=file needs data.data_dir"),
+        ({"source": "file", "file": "x.hdf5"}, "data.source=file needs data.data_dir"),
         ({"file": "x.hdf5"}, "generated data have none"),
         ({"source": "nowhere"}, "generated, with an equation"),
     ],
@@ -216,12 +224,12 @@ def test_what_does_not_fit_is_said(cache, options, message):
 
 
 def test_too_few_trajectories_and_missing_files_are_said(tmp_path):
-    data = PDEDataModule(source="official", data_dir=tmp_path, file="none.hdf5")
+    data = PDEDataModule(source="file", data_dir=tmp_path, file="none.hdf5")
     with pytest.raises(DataError, match="There is no HDF5 file"):
         data.prepare_data()
     with h5py.File(tmp_path / "few.hdf5", "w") as file:
         file["tensor"] = np.zeros((3, 4, 8), np.float32)
-    data = PDEDataModule(source="official", data_dir=tmp_path, file="few.hdf5", samples=(2, 1, 1))
+    data = PDEDataModule(source="file", data_dir=tmp_path, file="few.hdf5", samples=(2, 1, 1))
     with pytest.raises(DataError, match="has 3 trajectories"):
         data.setup()
 
@@ -264,17 +272,48 @@ def test_statistics_are_those_of_all_frames_read_some_at_a_time(cache, monkeypat
 
     monkeypatch.setattr(views.Sampling, "states", read)
     got = make(cache, time_stride=2).normaliser
-    assert counts == [2, 1] * 6
+    assert counts == [2, 1] * 11
     torch.testing.assert_close((got.mean, got.std), (want.mean, want.std))
 
 
-def test_training_trajectories_that_are_not_finite_are_named(tmp_path):
-    with h5py.File(tmp_path / "nan.hdf5", "w") as file:
-        file["tensor"] = np.ones((5, 4, 8), np.float32)
-        file["tensor"][3, 2, 1] = np.nan
-    data = PDEDataModule(source="official", data_dir=tmp_path, file="nan.hdf5", samples=(3, 1, 1))
-    with pytest.raises(DataError, match="Training trajectory 3 of nan has NaN"):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("sample", "name"),
+    [
+        (0, "Test trajectory 0 of .*a.hdf5"),
+        (1, "Validation trajectory 1 of .*a.hdf5"),
+        (4, "Training trajectory 1 of .*b.hdf5"),
+    ],
+)
+def test_trajectories_that_are_not_finite_are_named_before_training(tmp_path, sample, name, value):
+    for file, first, count in (("a", 0, 3), ("b", 3, 2)):
+        with h5py.File(tmp_path / f"{file}.hdf5", "w") as out:
+            u = np.ones((5, 4, 8), np.float32)
+            u[sample, 3, 1] = value
+            out["tensor"] = u[first : first + count]
+    data = PDEDataModule(source="file", data_dir=tmp_path, file=".", samples=(3, 1, 1))
+    with pytest.raises(DataError, match=f"{name} has NaN or infinite values: remove"):
         data.setup()
+
+
+def test_inputs_that_are_not_finite_are_named_before_training(tmp_path):
+    with h5py.File(tmp_path / "darcy.hdf5", "w") as file:
+        file["tensor"], nu = np.ones((3, 1, 8, 8)), np.ones((3, 8, 8))
+        nu[1, 2, 2] = np.nan
+        file["nu"] = nu
+    data = PDEDataModule(source="file", data_dir=tmp_path, file="darcy.hdf5", samples=(1, 1, 1))
+    with pytest.raises(DataError, match="Validation trajectory 1 of"):
+        data.setup()
+
+
+def test_points_that_only_refinements_see_are_checked(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["tensor"] = np.ones((3, 4, 16), np.float32)
+        file["tensor"][0, 2, 2] = np.nan
+    files = {"source": "file", "data_dir": tmp_path, "file": "a.hdf5", "samples": (1, 1, 1)}
+    PDEDataModule(space_stride=4, **files).setup()
+    with pytest.raises(DataError, match="Test trajectory 0 of"):
+        PDEDataModule(space_stride=4, refinements=(2,), **files).setup()
 
 
 def test_windows_that_cannot_fit_are_refused_before_anything_is_solved(tmp_path):
@@ -305,9 +344,10 @@ def test_noise_at_unknown_times_is_refused(which):
         ObservationNoise(0.1, **{which: True})
 
 
-def test_official_files_do_not_say_where_their_points_are(tmp_path):
-    data = PDEDataModule(source="official", data_dir=tmp_path, file="a.hdf5")
-    with pytest.raises(DataError, match="does not say where points are"):
+@pytest.mark.parametrize("source", ["official", "file"])
+def test_files_do_not_say_where_their_points_are(tmp_path, source):
+    data = PDEDataModule(source=source, data_dir=tmp_path, file="a.hdf5")
+    with pytest.raises(DataError, match=f"data.source={source} does not say where points are"):
         _ = data.coordinates
 
 

@@ -10,7 +10,7 @@ from datamodules.pde.equation import SolverError
 from datamodules.pde.etdrk4 import ETDRK4
 from datamodules.pde.navier_stokes import velocity
 from datamodules.pde.steady_navier_stokes import SteadyNavierStokes
-from datamodules.pde.torus import Torus, resample
+from datamodules.pde.torus import Torus, smooth_resample
 
 TURN = 2 * math.pi
 
@@ -114,7 +114,7 @@ def test_the_residual_is_that_between_the_points():
         2, 1, 1, 16, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
     got = equation.residual(forcing, vorticity)
-    forcing, vorticity = resample(forcing, (64, 80)), resample(vorticity, (64, 80))
+    forcing, vorticity = smooth_resample(forcing, (64, 80)), smooth_resample(vorticity, (64, 80))
     torus = Torus((64, 80), (TURN, TURN))
     v = torus.forward(vorticity)
     carried = (velocity(vorticity[:, 0], TURN) * torus.inverse(v * torus.slopes)).sum(dim=1)

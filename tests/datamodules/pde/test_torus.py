@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from datamodules.pde.torus import Torus, resample
+from datamodules.pde.torus import Torus, resample, smooth_resample
 
 BOXES = [((16,), (3.0,)), ((15,), (1.0,)), ((16, 9), (3.0, 2.0)), ((8, 9, 10), (1.0, 2.0, 3.0))]
 
@@ -117,3 +117,51 @@ def test_every_box_has_outer_modes(n, share):
     highest = torus.modes[0][torus.kept.any(dim=1)].abs().max()
     assert torus.outer[(torus.modes[0].abs() == highest).flatten()].any(dim=1).all()
     assert Torus((n,), (1.0,), share=share).outer.any()
+
+
+@pytest.mark.parametrize("sizes", [(16,), (15,), (2,), (16, 9), (8, 9, 10), (4, 4)])
+def test_resampling_to_the_same_points_is_the_identity(sizes):
+    field = torch.randn(3, *sizes, dtype=torch.float64)
+    assert torch.equal(resample(field, sizes), field)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "every"),
+    [
+        ((8,), (16,), (2,)),
+        ((8,), (24,), (3,)),
+        ((6, 8), (12, 8), (2, 1)),
+        ((6, 8), (6, 24), (1, 3)),
+        ((4, 6, 8), (8, 12, 24), (2, 2, 3)),
+        ((7, 8), (14, 16), (2, 2)),
+    ],
+)
+def test_more_points_go_through_those_that_were_there(old, new, every):
+    """Of any field, so with the Nyquist modes of even axes; the axis that stays keeps its own."""
+    field = torch.randn(2, *old, dtype=torch.float64)
+    there = (..., *(slice(None, None, n) for n in every))
+    fine = resample(field, new)
+    torch.testing.assert_close(fine[there], field, rtol=0, atol=1e-13)
+    assert fine.square().mean() <= field.square().mean()
+
+
+def test_more_points_of_a_zigzag_are_the_cosine_through_it():
+    zigzag = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+    x = torch.arange(20, dtype=torch.float64) / 20
+    torch.testing.assert_close(resample(zigzag, (20,)), torch.cos(8 * math.pi * x))
+
+
+def test_an_axis_that_stays_keeps_its_nyquist_mode_while_another_is_thinned():
+    zigzag = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+    wave = torch.sin(2 * math.pi * torch.arange(16, dtype=torch.float64) / 16)
+    for field, sizes, want in (
+        (zigzag[:, None] * wave, (8, 4), zigzag[:, None] * wave[::4]),
+        (wave[:, None] * zigzag, (4, 8), wave[::4, None] * zigzag),
+    ):
+        torch.testing.assert_close(resample(field, sizes), want, rtol=0, atol=1e-13)
+
+
+def test_a_solver_starts_without_nyquist_modes():
+    zigzag = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+    for n in (8, 16):
+        assert smooth_resample(zigzag, (n,)).abs().max() < 1e-14

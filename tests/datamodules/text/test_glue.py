@@ -15,11 +15,22 @@ from torch import Tensor
 from datamodules.errors import DataError, DownloadError
 from datamodules.text import glue
 from datamodules.text.generated_sentences import GOOD, example
-from datamodules.text.glue import TASKS, GLUEDataModule
+from datamodules.text.glue import OFFICIAL_ROWS, TASKS, GLUEDataModule
 from datamodules.text.tokeniser import CLS, PAD, SEP, wordpiece
 from tests.datamodules.fabricated import snapshot
 
 SIZES = {"train": 60, "test": 8}
+
+
+def fabricated_rows(task: str) -> dict[str, int]:
+    spec = TASKS[task]
+    return {"train": SIZES["train"] * len(spec.train)} | dict.fromkeys(spec.test, SIZES["test"])
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """What `write` leaves has the numbers of examples of the official files."""
+    monkeypatch.setattr(glue, "OFFICIAL_ROWS", {task: fabricated_rows(task) for task in TASKS})
 
 
 def examples(task: str, count: int, seed: int, start: int = 0) -> dict[str, list]:
@@ -92,13 +103,14 @@ def first_sentences(dataset) -> set[tuple[int, ...]]:
     return {tuple(one["tokens"][one["token_types"] == 0].tolist()) for one in dataset}
 
 
-def test_no_first_sentence_both_trains_and_validates(tmp_path):
+def test_no_first_sentence_both_trains_and_validates(tmp_path, monkeypatch):
     folder = tmp_path / "raw" / "glue" / "rte"
     write(folder, "rte")
     columns = examples("rte", 100, 0)
     three = {name: values * 3 for name, values in columns.items()}  # as in MNLI
     three["sentence2"] = [f"{i} {text}" for i, text in enumerate(three["sentence2"])]
     parquet.write_table(pa.table(three), folder / "train.parquet")
+    monkeypatch.setitem(glue.OFFICIAL_ROWS["rte"], "train", 300)
     data = ready("rte", tmp_path, source="official", validation_share=0.3)
     assert not first_sentences(data.train_dataset) & first_sentences(data.val_dataset)
     assert 45 < len(data.val_dataset) < 135
@@ -119,8 +131,43 @@ def test_a_variant_never_passes_for_official(tmp_path):
     for data in (asked, found):
         assert data.source_used == data.provenance["source"] == "variant"
         assert data.provenance["task"] == "glue-cola_lowercased"
-    with pytest.raises(DataError, match="no variant of sst2"):
+    with pytest.raises(DataError, match=r"glue/sst2 with other numbers of examples .* found none"):
         ready("sst2", tmp_path, source="variant")
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_files_with_other_numbers_of_examples_are_a_variant(name, more, tmp_path, monkeypatch):
+    write(tmp_path / "raw" / "glue" / "mrpc", "mrpc")
+    official = glue.OFFICIAL_ROWS["mrpc"]
+    with pytest.raises(DataError, match=r"glue/mrpc with other numbers of examples .* found none"):
+        ready("mrpc", tmp_path, source="variant")
+    found = official[name]
+    monkeypatch.setitem(official, name, found - more)
+    sentence = f"Expected {found - more} examples in {name} of .*, found {found}: .*=variant"
+    with pytest.raises(DownloadError, match=sentence):
+        ready("mrpc", tmp_path, source="official")
+    with pytest.warns(UserWarning, match="USING VARIANT DATA for glue-mrpc-variant"):
+        data = ready("mrpc", tmp_path)
+    again = GLUEDataModule("mrpc", data_dir=data.data_dir, cache_dir=data.cache_dir)
+    again.setup()  # as another process does
+    for one in (data, again):
+        assert (one.source_used, one.task) == ("variant", "glue-mrpc-variant")
+
+
+def test_without_all_of_its_examples_a_task_is_a_variant(tmp_path):
+    write(tmp_path / "raw" / "glue" / "mrpc", "mrpc")
+    (tmp_path / "raw" / "glue" / "mrpc" / "validation.parquet").unlink()
+    with pytest.raises(DownloadError, match=r"Expected 120 examples in train of .*, found 60"):
+        ready("mrpc", tmp_path, source="official")
+    assert ready("mrpc", tmp_path, source="variant").task == "glue-mrpc-variant"
+
+
+def test_the_official_numbers_are_those_of_the_files_that_are_read():
+    rows = OFFICIAL_ROWS  # before they are made small
+    assert rows.keys() == TASKS.keys()
+    for task, spec in TASKS.items():
+        assert rows[task].keys() == {"train", *spec.test}
 
 
 def test_auto_prefers_the_official_files(tmp_path):
@@ -273,6 +320,13 @@ def rewrite(folder: Path, change) -> None:
         (cut_short, "cannot be read .*: download it again"),
         (lambda f: rewrite(f, lambda c: c.pop("label")), "with label, sentence in train of sst2"),
         (lambda f: rewrite(f, lambda c: c["label"].__setitem__(0, -1)), "labels from 0 to 1"),
+        (lambda f: rewrite(f, lambda c: c["label"].__setitem__(0, 2)), "labels from 0 to 1"),
+        (
+            lambda f: rewrite(f, lambda c: c.update(label=[0.2, 0.7] * 30)),
+            "whole labels from 0 to 1",
+        ),
+        (lambda f: rewrite(f, lambda c: c.update(label=["0"] * 60)), "whole labels from 0 to 1"),
+        (lambda f: rewrite(f, lambda c: c["idx"].__setitem__(0, None)), "whole numbers in idx"),
         (lambda f: rewrite(f, lambda c: c["sentence"].__setitem__(0, None)), "some are missing"),
     ],
 )
@@ -283,6 +337,18 @@ def test_damaged_files_are_one_sentence_and_nothing_takes_their_place(damage, me
     with pytest.raises(DataError, match=message):
         ready("sst2", tmp_path)  # auto
     assert not list((tmp_path / "cache").glob("glue/sst2-*"))
+
+
+def test_similarities_may_be_fractional_and_not_missing(tmp_path):
+    folder = tmp_path / "raw" / "glue" / "stsb"
+    write(folder, "stsb")
+    rewrite(folder, lambda c: c.update(label=[0.2, 4.9] * 30))
+    data = ready("stsb", tmp_path)
+    labels = {one["label"].item() for one in data.train_dataset}
+    assert labels == {torch.tensor(x).item() for x in (0.2, 4.9)}
+    rewrite(folder, lambda c: c["label"].__setitem__(0, float("nan")))
+    with pytest.raises(DataError, match="labels from 0 to 5"):
+        ready("stsb", tmp_path)
 
 
 def test_a_folder_that_does_not_exist_is_one_sentence(tmp_path):
@@ -305,7 +371,8 @@ def test_setup_without_preparation_is_one_sentence(tmp_path):
         ("wnli", "variant", (565, 70)),
     ],
 )
-def test_real_files(task, source, sizes, real, tmp_path):
+def test_real_files(task, source, sizes, real, tmp_path, monkeypatch):
+    monkeypatch.setattr(glue, "OFFICIAL_ROWS", OFFICIAL_ROWS)
     folder = real(f"glue/{TASKS[task].variant if source == 'variant' else task}")
     data = ready(task, tmp_path, source=source, data_dir=str(folder.parents[1]))
     assert (len(data.train_dataset) + len(data.val_dataset), len(data.test_dataset)) == sizes

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_models.callbacks.checkpoint import LastCheckpoint
+from lit_models.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,17 @@ def test_no_checkpoint_loses_a_gradient(tmp_path, monkeypatch, batch, accumulate
     trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = is_last
     LastCheckpoint(tmp_path, "last", 1).on_train_batch_end(trainer, None, None, None, batch)
     assert asked.called == may
+
+
+def test_a_checkpoint_that_was_moved_knows_where_it_is_and_its_score(tmp_path):
+    kept, moved = (BestCheckpoint(tmp_path / name, "val/ap", "max") for name in ("a", "b"))
+    path = str(tmp_path / "a/best.ckpt")
+    kept.best_model_path = kept.kth_best_model_path = path
+    kept.best_k_models, kept.best_model_score = {path: 0.5}, 0.5
+    state = kept.state_dict()
+    assert str(tmp_path) not in str(state)
+    moved.load_state_dict(state)
+    path = str(tmp_path / "b/best.ckpt")
+    assert moved.best_k_models == {path: 0.5}
+    assert (moved.best_model_path, moved.kth_best_model_path) == (path, path)
+    assert (moved.best_model_score, moved.last_model_path) == (0.5, "")

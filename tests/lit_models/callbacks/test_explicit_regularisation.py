@@ -20,12 +20,12 @@ from lit_models.callbacks.explicit_regularisation import (
 )
 from lit_models.graphs.tasks import MultilabelClassification, Regression
 from lit_models.images.classifier import LitImageClassifier
-from lit_models.images.tasks import ImageClassification
 from lit_models.images.vgg import VGG
 from lit_models.layers.fixed_point import FixedPoint
 from lit_models.module import LitModule, Optimisation, UnfitDataError
 from lit_models.operators.operator import LitOperator
-from tests.lit_models.images.fabricated import ENCODERS, GRID, pixels
+from lit_models.operators.tasks import Forecast
+from tests.lit_models.images.fabricated import ENCODERS, GRID, image_model, pixels
 
 PENALTIES = [GradientNorm, FisherTrace, AverageJacobian, UnitJacobian]
 of_each_kind = pytest.mark.parametrize("kind", PENALTIES, ids=lambda kind: kind.__name__)
@@ -56,7 +56,7 @@ class Flat(nn.Module):
 
 
 def classifier(encoder: nn.Module, **options) -> LitImageClassifier:
-    model = LitImageClassifier(ImageClassification(CLASSES), encoder, Optimisation(), **options)
+    model = image_model(encoder, CLASSES, **options)
     nn.init.normal_(model.net.out.weight)
     return model.double()
 
@@ -201,7 +201,7 @@ def test_the_fisher_trace_of_several_labels_is_that_of_one():
             return self.linear(batch.x)
 
     torch.manual_seed(0)
-    model = LitModule(MultilabelClassification(5), Optimisation())
+    model = LitModule(MultilabelClassification(5), nn.Identity(), Optimisation())
     model.net = Linear()
     batch = Batch(x=torch.randn(6, 4), y=torch.ones(6, 5))
     batch.y[0, 1] = math.nan
@@ -217,7 +217,7 @@ def test_the_fisher_trace_of_several_labels_is_that_of_one():
 
 @pytest.mark.parametrize("together", [1, 2])
 def test_attention_is_differentiated_twice(together):
-    model = LitImageClassifier(ImageClassification(CLASSES), ENCODERS["vit"](), Optimisation())
+    model = image_model(ENCODERS["vit"](), CLASSES)
     nn.init.normal_(model.net.out.weight)
     images = torch.randn(4, 3, *pixels(model.net.encoder, *GRID))
     batch = {"image": images, "label": torch.randint(CLASSES, (4,))}
@@ -241,7 +241,7 @@ def test_a_fixed_point_is_not_differentiated_twice(gradient):
     ],
 )
 def test_what_cannot_be_penalised_is_refused(options, words, match):
-    model = LitImageClassifier(ImageClassification(2), Smooth(), Optimisation(), **words)
+    model = image_model(Smooth(), 2, **words)
     trainer = Mock(spec=L.Trainer, **{"precision": "32-true"} | options)
     with pytest.raises(UnfitDataError, match=match):
         GradientNorm(1.0).setup(trainer, model, "fit")
@@ -273,7 +273,7 @@ def trained(
     """A model after steps of all batches each, how its weights moved, and what it logged."""
     torch.manual_seed(0)
     how = Optimisation(lr=lr, warmup=0.0, decay="none", algorithm=algorithm)
-    model = LitImageClassifier(ImageClassification(CLASSES), encoder or Smooth(), how)
+    model = image_model(encoder or Smooth(), CLASSES, how)
     nn.init.normal_(model.net.out.weight)
     model.double()
     begin = [p.detach().clone() for p in model.parameters()]
@@ -325,7 +325,7 @@ def test_batch_norm_has_the_statistics_of_a_micro_batch():
 
 
 def test_vgg_is_differentiated_twice():
-    model = LitImageClassifier(ImageClassification(CLASSES), VGG(11, 2), Optimisation())
+    model = image_model(VGG(11, 2), CLASSES)
     batch = {"image": torch.randn(2, 3, 32, 32), "label": torch.tensor([0, 2])}
     nn.init.normal_(model.net.out.weight)
     objective(model, GradientNorm(1.0), batch).backward()
@@ -341,7 +341,9 @@ def test_a_task_without_a_distribution_says_so():
 
 
 def test_a_model_that_makes_no_one_prediction_says_so():
-    model = LitOperator(nn.Conv1d(1, 1, 1), Optimisation(), channels=1, training="rollout")
+    model = LitOperator(
+        Forecast(), nn.Conv1d(1, 1, 1), Optimisation(), channels=1, training="rollout"
+    )
     batch = {"input": torch.randn(2, 1, 1, 8), "target": torch.randn(2, 3, 1, 8)}
     loss, term = GradientNorm(1.0).losses(model, batch)
     assert loss > 0

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from kernels import resolvent
-from lit_models.graphs.chimera import ChimeraLayer, LitChimeraGraph
+from kernels.resolvent import resolvent
+from lit_models.graphs.chimera import ChimeraGraph, ChimeraLayer
 from lit_models.graphs.tasks import MultilabelClassification
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.edge_weights import Deltas, edge_weights
-from lit_models.module import Optimisation
-from tests.graphs import batch_of_all, edge_index, molecule_encoder, molecule_like
+from lit_models.module import LitModule
+from tests.graphs import batch_of_all, edge_index, graph_model, molecule_like
 
 
-def make_model(**options) -> LitChimeraGraph:
+def make_model(**options) -> LitModule:
     sizes = {"width": 16, "layers": 2, "heads": 2, "state": 8, "dropout": 0.0} | options
-    return LitChimeraGraph(MultilabelClassification(10), molecule_encoder, Optimisation(), **sizes)
+    return graph_model(MultilabelClassification(10), ChimeraGraph, **sizes)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -129,7 +129,7 @@ def test_a_singular_system_says_what_to_try():
     with torch.no_grad():
         layer.delta_bias.fill_(-30)
     pair = (torch.zeros(2, 16), torch.zeros(2, 16), torch.tensor([[0, 1], [1, 0]]))
-    with pytest.raises(ValueError, match=r"singular.*model\.delta_range"):
+    with pytest.raises(ValueError, match=r"singular.*model\.net\.delta_range"):
         layer(*pair, torch.tensor([0, 2]))
 
 
@@ -207,7 +207,7 @@ def test_width_must_divide_among_heads():
         make_model(width=16, heads=3)
 
 
-def losses_of_training(model: LitChimeraGraph, batch: Batch) -> torch.Tensor:
+def losses_of_training(model: LitModule, batch: Batch) -> torch.Tensor:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(20):

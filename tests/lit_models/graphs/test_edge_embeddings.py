@@ -8,11 +8,17 @@ import torch
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import to_undirected
 
-from lit_models.graphs.edge_embeddings import LitEdgeEmbeddings, NodeEncoder, find_edges
+from lit_models.graphs.edge_embeddings import (
+    EdgeEmbeddings,
+    NodeEmbeddings,
+    NodeEncoder,
+    find_edges,
+)
 from lit_models.graphs.encoders import LinearEncoder
+from lit_models.graphs.heads import LinearNodeHead, NodeHead
 from lit_models.graphs.tasks import NodeRegression, Regression
-from lit_models.module import Optimisation
-from tests.graphs import TOPOLOGIES, batch_of_all, edge_index, molecule_encoder, molecule_like
+from lit_models.module import LitModule
+from tests.graphs import TOPOLOGIES, batch_of_all, edge_index, graph_model, molecule_like
 
 
 def random_graph(nodes: int, entries: int, both_ways: bool) -> Data:
@@ -53,7 +59,7 @@ def line_graph(graph: Batch, directed: bool) -> tuple[list[tuple[int, int]], lis
     return edges, [adjacency * is_down, adjacency * ~is_down]
 
 
-def dense_forward(model: LitEdgeEmbeddings, batch: Batch) -> torch.Tensor:
+def dense_forward(model: EdgeEmbeddings, batch: Batch) -> torch.Tensor:
     """The edge version on the explicit line graph, node by node and edge by edge."""
     net = model.net
     edges, relations = line_graph(batch, net.directed)
@@ -83,9 +89,9 @@ def dense_forward(model: LitEdgeEmbeddings, batch: Batch) -> torch.Tensor:
 
 
 KINDS = {
-    "undirected": {"head": "mlp"},
-    "oriented": {"oriented": True},
-    "directed": {"directed": True},
+    "undirected": {"head": NodeHead},
+    "oriented": {"head": LinearNodeHead, "oriented": True},
+    "directed": {"head": LinearNodeHead, "directed": True},
 }
 
 
@@ -96,8 +102,8 @@ def test_edge_version_equals_the_explicit_line_graph(name, kind, has_edge_featur
     encoder = partial(NodeEncoder, node_size=3)
     if has_edge_features:
         encoder = partial(LinearEncoder, node_size=3, edge_size=2)
-    model = LitEdgeEmbeddings(
-        NodeRegression(2), encoder, Optimisation(), width=6, layers=3, **KINDS[kind]
+    model = graph_model(
+        NodeRegression(2), EdgeEmbeddings, encoder, width=6, layers=3, **KINDS[kind]
     ).double()
     batch = GRAPHS[name].clone()
     batch.x = torch.randn(batch.num_nodes, 3, dtype=torch.float64)
@@ -120,11 +126,11 @@ def test_node_version_is_the_mean_over_neighbours(name):
     batch = GRAPHS[name].clone()
     batch.x = torch.randn(batch.num_nodes, 3, dtype=torch.float64)
     for directed in (False, True):
-        model = LitEdgeEmbeddings(
+        model = graph_model(
             NodeRegression(1),
+            NodeEmbeddings,
             partial(NodeEncoder, node_size=3),
-            Optimisation(),
-            embed="node",
+            LinearNodeHead,
             directed=directed,
             width=4,
             layers=2,
@@ -151,10 +157,11 @@ def test_a_star_of_100_000_leaves_takes_seconds(directed):
     there = torch.stack([torch.zeros_like(leaf), leaf])
     star = Data(x=torch.randn(leaves + 1, 1), edge_index=torch.cat([there, there.flip(0)], dim=1))
     batch = Batch.from_data_list([star])
-    model = LitEdgeEmbeddings(
+    model = graph_model(
         NodeRegression(1),
+        EdgeEmbeddings,
         partial(NodeEncoder, node_size=1),
-        Optimisation(),
+        LinearNodeHead,
         directed=directed,
         width=8,
         layers=2,
@@ -181,22 +188,14 @@ def test_parallel_entries_are_one_edge_and_reverses_are_found():
 
 
 MOLECULES = {
-    "node": {"embed": "node"},
-    "edge": {"embed": "edge"},
-    "directed": {"embed": "edge", "directed": True},
+    "node": NodeEmbeddings,
+    "edge": EdgeEmbeddings,
+    "directed": partial(EdgeEmbeddings, directed=True),
 }
 
 
-def molecule_model(kind: str, **options) -> LitEdgeEmbeddings:
-    return LitEdgeEmbeddings(
-        Regression(10),
-        molecule_encoder,
-        Optimisation(),
-        width=16,
-        layers=2,
-        **MOLECULES[kind],
-        **options,
-    )
+def molecule_model(kind: str, **options) -> LitModule:
+    return graph_model(Regression(10), MOLECULES[kind], width=16, layers=2, **options)
 
 
 @pytest.mark.parametrize("kind", MOLECULES)
@@ -247,16 +246,3 @@ def test_a_single_atom_can_be_trained_on():
         model = molecule_model(kind, norm=True)
         batch = Batch.from_data_list([molecule_like("singleton")])
         model.task.loss(model(batch), batch).backward()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"embed": "hyperedge"}, r"model\.embed to be node or edge"),
-        ({"head": "tree"}, r"model\.head to be linear or mlp"),
-        ({"embed": "node", "oriented": True}, r"model\.oriented=true needs"),
-    ],
-)
-def test_options_without_a_meaning_are_one_sentence(options, message):
-    with pytest.raises(ValueError, match=message):
-        LitEdgeEmbeddings(NodeRegression(1), molecule_encoder, Optimisation(), **options)

@@ -2,15 +2,15 @@
 
 import pytest
 
-from lit_models.graphs.gps import LitGPS
+from lit_models.graphs.gps import GPS
 from lit_models.graphs.tasks import NodeClassification
-from lit_models.module import Optimisation
-from tests.graphs import batch_of_all, molecule_encoder
+from lit_models.module import LitModule
+from tests.graphs import batch_of_all, graph_model
 
 
-def make_model(**options) -> LitGPS:
+def make_model(**options) -> LitModule:
     sizes = {"width": 16, "layers": 1, "heads": 2} | options
-    return LitGPS(NodeClassification(3), molecule_encoder, Optimisation(), **sizes)
+    return graph_model(NodeClassification(3), GPS, **sizes)
 
 
 def test_a_node_hears_its_whole_graph_and_no_other():

@@ -6,29 +6,28 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from kernels import AddPlan
-from lit_models.graphs.chimera import LitChimeraGraph
+from kernels.resolvent import AddPlan
+from lit_models.graphs.chimera import ChimeraGraph
 from lit_models.graphs.encoders import LinearEncoder
-from lit_models.graphs.gps import LitGPS
-from lit_models.graphs.message_passing import GCN, LitMessagePassing, gated_gcn, gine
+from lit_models.graphs.gps import GPS
+from lit_models.graphs.message_passing import GCN, MessagePassing, gated_gcn, gine
 from lit_models.graphs.tasks import MultilabelClassification
-from lit_models.module import LitModule, Optimisation
-from tests.graphs import TOPOLOGIES, batch_of_all, edge_index, molecule_encoder, molecule_like
+from lit_models.module import LitModule
+from tests.graphs import TOPOLOGIES, batch_of_all, edge_index, graph_model, molecule_like
 
 MODELS = {
-    "chimera": partial(LitChimeraGraph, heads=2, state=8),
-    "chimera without local part": partial(LitChimeraGraph, heads=2, state=8, local=False),
-    "gps": partial(LitGPS, heads=2),
-    "gcn": partial(LitMessagePassing, conv=GCN),
-    "gine": partial(LitMessagePassing, conv=gine),
-    "gated gcn": partial(LitMessagePassing, conv=gated_gcn),
+    "chimera": partial(ChimeraGraph, heads=2, state=8),
+    "chimera without local part": partial(ChimeraGraph, heads=2, state=8, local=False),
+    "gps": partial(GPS, heads=2),
+    "gcn": partial(MessagePassing, conv=GCN),
+    "gine": partial(MessagePassing, conv=gine),
+    "gated gcn": partial(MessagePassing, conv=gated_gcn),
 }
 
 
 @pytest.fixture(params=MODELS)
 def model(request) -> LitModule:
-    make = MODELS[request.param]
-    return make(MultilabelClassification(10), molecule_encoder, Optimisation(), width=16, layers=2)
+    return graph_model(MultilabelClassification(10), MODELS[request.param], width=16, layers=2)
 
 
 def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(model):
@@ -93,7 +92,7 @@ def featureless(name: str) -> Data:
 def model_without_edge_features(request) -> LitModule:
     encoder = partial(LinearEncoder, node_size=2, edge_size=0)
     task = MultilabelClassification(10)
-    return MODELS[request.param](task, encoder, Optimisation(), width=16, layers=2)
+    return graph_model(task, MODELS[request.param], encoder, width=16, layers=2)
 
 
 def test_edges_need_no_features(model_without_edge_features):

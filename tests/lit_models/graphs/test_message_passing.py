@@ -6,19 +6,17 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 
-from lit_models.graphs.message_passing import GCN, LitMessagePassing, gated_gcn, gine
+from lit_models.graphs.message_passing import GCN, MessagePassing, gated_gcn, gine
 from lit_models.graphs.tasks import NodeClassification
-from lit_models.module import Optimisation
-from tests.graphs import molecule_encoder, molecule_like
+from lit_models.module import LitModule
+from tests.graphs import graph_model, molecule_like
 
 CONVOLUTIONS = [GCN, gine, gated_gcn]
 
 
-def make_model(conv, **options) -> LitMessagePassing:
+def make_model(conv, **options) -> LitModule:
     sizes = {"width": 16, "layers": 2} | options
-    return LitMessagePassing(
-        NodeClassification(3), molecule_encoder, Optimisation(), conv, **sizes
-    ).eval()
+    return graph_model(NodeClassification(3), MessagePassing, conv=conv, **sizes).eval()
 
 
 @pytest.mark.parametrize("conv", CONVOLUTIONS)

@@ -5,13 +5,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch_geometric.data import Data
 
-from datamodules.base import GraphDataModule
+from datamodules.graphs.module import GraphDataModule
 from datamodules.graphs.molecules import smiles_to_graph
-from lit_models.graphs.chimera import LitChimeraGraph
+from lit_models.graphs.chimera import ChimeraGraph
 from lit_models.graphs.pictures import GraphPictures, describe_class, describe_labels
 from lit_models.graphs.tasks import GraphClassification, MultilabelClassification
-from lit_models.module import Optimisation
-from tests.graphs import molecule_encoder, molecule_like
+from tests.graphs import graph_model, molecule_like
 from tests.lit_models.callbacks.fitting import fit
 
 
@@ -20,13 +19,15 @@ class Graphs(GraphDataModule):
 
     def __init__(self, graphs: list[Data], names: list[str]):
         super().__init__(batch_size=2)
-        self.train_dataset = self.val_dataset = graphs
-        self.label_names = names
+        self.graphs, self.label_names = graphs, names
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train_dataset = self.val_dataset = self.graphs
 
 
 def draw(folder, task, graphs: list[Data], names: list[str]) -> set[str]:
     """Names of the images and histograms that are drawn of Chimera after an epoch."""
-    model = LitChimeraGraph(task, molecule_encoder, Optimisation(), width=16, layers=1, state=4)
+    model = graph_model(task, ChimeraGraph, width=16, layers=1, state=4)
     fit(folder, model, Graphs(graphs, names), GraphPictures())
     tags = EventAccumulator(str(folder)).Reload().Tags()
     return {*tags["images"], *tags["histograms"]}

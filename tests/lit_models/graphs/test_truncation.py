@@ -5,8 +5,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch_geometric.data import Batch
 
-from kernels import AddPlan
-from kernels.resolvent import resolvent_reference
+from kernels.resolvent import AddPlan, resolvent_reference
 from lit_models.callbacks.untouched import untouched
 from lit_models.graphs.chimera import ChimeraLayer
 from lit_models.graphs.truncation import LiveLayer, fixed_batch, fixed_noise, terms_above_diameter
@@ -21,7 +20,7 @@ FIVE_STEPS = (
     "data.batch_size=4",
     "trainer.limit_train_batches=5",
     "trainer.log_every_n_steps=1",
-    "model.dropout=0.2",
+    "model.net.dropout=0.2",
     "callbacks.last.every_n_train_steps=3",
 )
 

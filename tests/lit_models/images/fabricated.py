@@ -1,11 +1,16 @@
 """Small encoders of images, one of each kind."""
 
+from torch import nn
+
 from lit_models.images.bag_of_patches import BagOfPatches
 from lit_models.images.chimera import ChimeraImage
+from lit_models.images.classifier import ImageClassifier, LitImageClassifier
 from lit_models.images.encoder import ImageEncoder
 from lit_models.images.scan import ScanImage
+from lit_models.images.tasks import ImageClassification
 from lit_models.images.undirected import UndirectedImage
 from lit_models.images.vit import ViT
+from lit_models.module import Optimisation
 
 WIDTH, PATCH, GRID = 8, 2, (3, 4)
 MIXING = {"state": 4, "head_dim": 4, "delta_range": (0.05, 0.5)}
@@ -27,3 +32,12 @@ def _small(options: dict) -> dict:
 def pixels(encoder: ImageEncoder, rows: int, columns: int) -> tuple[int, int]:
     """Height and width of images with so many patches."""
     return rows * encoder.patch, columns * encoder.patch
+
+
+def image_model(
+    encoder: nn.Module, classes: int, optimisation: Optimisation | None = None, **options
+) -> LitImageClassifier:
+    """A classifier of images, ready to be trained."""
+    net = ImageClassifier(encoder, classes)
+    task = ImageClassification(classes)
+    return LitImageClassifier(task, net, optimisation or Optimisation(), **options)

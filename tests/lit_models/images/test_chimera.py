@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kernels.grid import CORNERS
 from kernels.resolvent import resolvent
-from kernels.resolvent.grid import CORNERS
 from lit_models.images.chimera import ChimeraGridMixer, ChimeraImage, entering
 from lit_models.images.undirected import UndirectedGridMixer, grids
 

@@ -8,16 +8,13 @@ from torch.utils.data import DataLoader
 
 from lit_models.images.classifier import LitImageClassifier, orders, resized
 from lit_models.images.tasks import ImageClassification
-from lit_models.module import Optimisation
-from tests.lit_models.images.fabricated import ENCODERS, GRID, pixels
+from tests.lit_models.images.fabricated import ENCODERS, GRID, image_model, pixels
 
 CLASSES = 7
 
 
 def classifier(name: str = "vit", **options) -> LitImageClassifier:
-    model = LitImageClassifier(
-        ImageClassification(CLASSES), ENCODERS[name](), Optimisation(), **options
-    )
+    model = image_model(ENCODERS[name](), CLASSES, **options)
     with torch.no_grad():
         model.net.out.weight.normal_()
     return model
@@ -60,7 +57,7 @@ def test_a_prediction_is_linear_in_the_mean_of_all_patches():
 
 
 def test_a_new_classifier_holds_all_classes_for_equally_likely():
-    model = LitImageClassifier(ImageClassification(CLASSES), ENCODERS["vit"](), Optimisation())
+    model = image_model(ENCODERS["vit"](), CLASSES)
     assert not model(batch_of(2)).any()
 
 

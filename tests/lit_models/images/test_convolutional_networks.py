@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lit_models.images.classifier import LitImageClassifier
 from lit_models.images.resnet import ResNet
-from lit_models.images.tasks import ImageClassification
 from lit_models.images.vgg import VGG
-from lit_models.module import Optimisation
+from tests.lit_models.images.fabricated import image_model
 
 NETWORKS = {
     "resnet18": lambda channels: ResNet(channels=channels),
@@ -20,14 +18,14 @@ NETWORKS = {
 
 
 def test_resnet18_has_the_published_number_of_parameters():
-    model = LitImageClassifier(ImageClassification(10), ResNet(), Optimisation())
+    model = image_model(ResNet(), 10)
     # 11.17 million, of which the linear layer has 512 · 10 + 10.
     assert sum(p.numel() for p in model.parameters()) == 11_173_962
 
 
 @pytest.mark.parametrize("depth", [11, 16])
 def test_vgg_has_as_many_layers_with_weights_as_its_name_says(depth):
-    model = LitImageClassifier(ImageClassification(10), VGG(depth, 2), Optimisation())
+    model = image_model(VGG(depth, 2), 10)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == depth
 
@@ -40,7 +38,7 @@ def test_vgg11_has_the_published_convolutions():
 
 def test_no_patches_to_permute():
     with pytest.raises(ValueError, match="VGG has no patches"):
-        LitImageClassifier(ImageClassification(10), VGG(11, 2), Optimisation(), test_permuted=True)
+        image_model(VGG(11, 2), 10, test_permuted=True)
 
 
 def test_another_depth_is_refused():

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kernels.resolvent import GridPlan, resolvent_matrix
+from kernels.grid import CORNERS
+from kernels.resolvent import resolvent_matrix
 from lit_models.callbacks.confusion import ConfusionMatrix, draw_confusion
 from lit_models.images.pictures import (
     ImagePictures,
@@ -62,8 +63,8 @@ def test_weights_of_the_middle_are_its_row_of_the_resolvent():
     R, K = GRID
     for dag in layer.operands(x):
         field = fields[f"blocks.0.inner, from {dag.root}"]
-        plan = GridPlan(1, R, K, dag.root)
-        left, top, scale = (plan.turned(w).detach() for w in (dag.left, dag.top, dag.scale))
+        dims = CORNERS[dag.root]
+        left, top, scale = (w.flip(dims).detach() for w in (dag.left, dag.top, dag.scale))
         edges, weights = [], []
         for r in range(R):
             for c in range(K):
@@ -78,11 +79,10 @@ def test_weights_of_the_middle_are_its_row_of_the_resolvent():
         for image in range(2):
             weight = torch.stack([w[image] for w in weights])
             L = resolvent_matrix(torch.tensor(edges).T, weight, R * K)
-            middle = plan.turned(torch.arange(R * K).view(1, R, K)).flatten() == (
-                R // 2 * K + K // 2
-            )
+            places = torch.arange(R * K).view(1, R, K).flip(dims).flatten()
+            middle = places == R // 2 * K + K // 2
             rows.append(L[:, middle, :][:, 0] * scale[image].flatten(0, 1).T)
-        expected = plan.turned(torch.stack(rows).mean(dim=(0, 1)).view(1, R, K))[0]
+        expected = torch.stack(rows).mean(dim=(0, 1)).view(1, R, K).flip(dims)[0]
         torch.testing.assert_close(field, expected.float(), rtol=1e-4, atol=1e-6)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels.resolvent import chain
+from kernels import tiling
 from lit_models.layers.gated_norm import gated_norm
 
 ROWS, WIDTH = 5, 6
@@ -16,7 +16,7 @@ def by_autograd(y, z):
 
 @pytest.mark.parametrize("tokens", [0, 1, ROWS, 2 * ROWS + 3])
 def test_outputs_and_gradients(monkeypatch, tokens):
-    monkeypatch.setattr(chain, "CPU_TILE", ROWS * WIDTH)
+    monkeypatch.setattr(tiling, "CPU_TILE", ROWS * WIDTH)
     y, z, d_out = torch.randn(3, tokens, WIDTH, dtype=torch.float64)
     inputs = (y.requires_grad_(), z.requires_grad_())
     found, exact = gated_norm(*inputs), by_autograd(*inputs)

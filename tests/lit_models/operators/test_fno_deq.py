@@ -9,6 +9,7 @@ import torch
 from lit_models.layers.fixed_point import FixedPoint
 from lit_models.module import Optimisation
 from lit_models.operators.fno_deq import FNODEQ, LitFNODEQ
+from lit_models.operators.tasks import SteadySolution
 
 SMALL = {"width": 6, "layers": 2, "gain": 0.5}
 EXACT = FixedPoint(tolerance=1e-5, most=60)
@@ -92,7 +93,7 @@ def test_implicit_and_unrolled_gradients_agree():
 
 
 def train(net, **options):
-    model = LitFNODEQ(net, Optimisation(), inputs=1, **options)
+    model = LitFNODEQ(SteadySolution(), net, Optimisation(), inputs=1, **options)
     model.states.adopt(SimpleNamespace(mean=torch.zeros(1), std=torch.ones(1)))
     logged = {}
     model.log = lambda name, value, **_: logged.update({name: value})

@@ -10,7 +10,7 @@ from lit_models.operators.ffno import FFNO
 from lit_models.operators.memno import LitMemNO, MemNO
 from lit_models.operators.memory import LSTM, SelectiveChain
 from lit_models.operators.s4d import S4D
-from lit_models.operators.tasks import relative_l2
+from lit_models.operators.tasks import Forecast, relative_l2
 
 MEMORIES = {
     "S4D, zoh": lambda width: S4D(width, 8, step_range=(0.1, 1.0)),
@@ -25,7 +25,7 @@ T, N = 6, 16
 
 def make(memory=None, **options):
     net = MemNO(2, 2, (4,), memory=memory and memory(8), width=8, before=1, after=1)
-    model = LitMemNO(net, Optimisation(), channels=2, **options)
+    model = LitMemNO(Forecast(), net, Optimisation(), channels=2, **options)
     model.states.adopt(SimpleNamespace(mean=torch.tensor([1.0, -3]), std=torch.tensor([2.0, 5])))
     return model
 

@@ -23,7 +23,7 @@ MEAN, STD = torch.tensor([1.0, -30.0]), torch.tensor([2.0, 50.0])
 def make(history=H, **options):
     """Of a convolution with random weights, in units in which its channels are alike."""
     net = nn.Conv1d(history * C, C, 3, padding=1, padding_mode="circular")
-    model = LitOperator(net, Optimisation(), channels=C, **options)
+    model = LitOperator(Forecast(), net, Optimisation(), channels=C, **options)
     model.states.adopt(SimpleNamespace(mean=MEAN, std=STD))
     return model
 
@@ -180,7 +180,7 @@ def test_a_rollout_that_blows_up_has_an_infinite_error():
 
 
 def test_a_steady_problem_normalises_inputs_and_solution_apart():
-    model = LitOperator(nn.Conv1d(1, 2, 1), Optimisation(), channels=2, inputs=1)
+    model = LitOperator(SteadySolution(), nn.Conv1d(1, 2, 1), Optimisation(), channels=2, inputs=1)
     model.states.adopt(SimpleNamespace(mean=MEAN, std=STD))
     model.given.adopt(SimpleNamespace(mean=torch.tensor([7.0]), std=torch.tensor([3.0])))
     given = torch.randn(4, 1, 1, N)
@@ -253,7 +253,7 @@ def test_data_that_do_not_fit_are_said_before_training(changed, message):
 
 
 def test_a_network_with_other_outputs_is_said():
-    model = LitOperator(nn.Conv1d(H * C, 5, 1), Optimisation(), channels=C)
+    model = LitOperator(Forecast(), nn.Conv1d(H * C, 5, 1), Optimisation(), channels=C)
     model.trainer = SimpleNamespace(datamodule=data())
     with pytest.raises(UnfitDataError, match=r"makes \[5, 16\] of frames"):
         model.setup("fit")
@@ -261,6 +261,7 @@ def test_a_network_with_other_outputs_is_said():
 
 SHORT = ("data.samples=[6,2,3]", "data.frames=6", "data.last_time=0.5")
 RANDOM = (
+    "trainer.limit_train_batches=null",
     *SHORT,
     "data.batch_size=3",
     "trainer.max_epochs=2",
@@ -303,11 +304,12 @@ def test_a_finished_run_keeps_its_units_evaluates_and_predicts(finished):
     assert call_runs("eval", finished) == pytest.approx(report["test"], rel=1e-5)
     with h5py.File(call_runs("predict", finished)) as file, h5py.File(data.paths()[0]) as truth:
         got = torch.from_numpy(file["tensor"][:]).double()
-        samples, first = file["sample"][:].tolist(), file["first"][:].tolist()
+        samples, first = file["sample"][:].tolist(), file["first_predicted"][:].tolist()
         assert file.attrs["channels"].tolist() == ["u"]
+        assert (file.attrs["history"], file.attrs["time_stride"]) == (1, 1)
         true = torch.from_numpy(truth["tensor"][:]).double()[samples]
     assert samples == [0, 1, 2]
-    assert first == [0, 0, 0]
+    assert first == [1, 1, 1]
     assert got.shape == (3, 5, 64)
     ratio = (got - true[:, 1:]).norm(dim=2) / true[:, 1:].norm(dim=2)
     assert report["test"]["nrmse"] == pytest.approx(float(ratio.mean()), rel=1e-5)

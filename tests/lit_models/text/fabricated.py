@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lit_models.module import Optimisation
+from lit_models.module import LitModule, Optimisation
 from lit_models.text.bag_of_words import BagOfWords
 from lit_models.text.bert import Bert
 from lit_models.text.chimera import ChimeraText
 from lit_models.text.encoder import TextEncoder
 from lit_models.text.fnet import FNet
 from lit_models.text.hydra import HydraText
-from lit_models.text.masked_lm import LitMaskedLM
+from lit_models.text.masked_lm import MaskedLM
 from lit_models.text.mlp_mixer import MLPMixerText
 from lit_models.text.tasks import MaskedLanguageModelling
 
@@ -74,6 +74,6 @@ def packed(sentences: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     return {"tokens": tokens, "token_types": types, "ptr": torch.tensor([0, *sizes]).cumsum(0)}
 
 
-def language_model(make: Callable[[], TextEncoder]) -> LitMaskedLM:
+def language_model(make: Callable[[], TextEncoder]) -> LitModule:
     """That fills in hidden words."""
-    return LitMaskedLM(MaskedLanguageModelling(VOCABULARY), make(), Optimisation())
+    return LitModule(MaskedLanguageModelling(VOCABULARY), MaskedLM(make()), Optimisation())

@@ -8,7 +8,7 @@ from lit_models.layers.chain_mixer import ChainMixer
 from lit_models.layers.sentences import Sentences
 from lit_models.text.chimera import ChimeraText
 from lit_models.text.line_graph import LineGraphMixer
-from lit_models.text.masked_lm import MaskedLMNet
+from lit_models.text.masked_lm import MaskedLM
 
 WIDTH, STATE, HEAD_DIM = 12, 8, 4
 SIZES = (7, 1, 70, 3)
@@ -31,7 +31,7 @@ def test_parameter_count_at_paper_scale_part_by_part():
     """About 111 M; every part by hand, so that a missing one shows."""
     d, inner, h, s, v = 768, 1536, 24, 64, 30522
     with torch.device("meta"):
-        net = MaskedLMNet(ChimeraText())
+        net = MaskedLM(ChimeraText())
     mixer = net.encoder.blocks[0].inner
     # gate, values, B and C of two directions, Δ of two directions
     assert mixer.in_proj.weight.shape == (inner + inner + 4 * s + 2 * h, d)

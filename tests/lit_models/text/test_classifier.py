@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from lit_models.module import Optimisation, UnfitDataError
-from lit_models.text.classifier import LitTextClassifier
+from lit_models.text.classifier import LitTextClassifier, TextClassifier
 from lit_models.text.tasks import SentenceClassification
 from tests.lit_models.text.fabricated import ENCODERS, language_model, packed, padded, sentences_of
 
 encoders = pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
 
 
-def classifier(make, **options) -> LitTextClassifier:
-    return LitTextClassifier(SentenceClassification(3), make(), Optimisation(), **options)
+def classifier(make, dropout: float = 0.1, **options) -> LitTextClassifier:
+    net = TextClassifier(make(), 3, dropout)
+    return LitTextClassifier(SentenceClassification(3), net, Optimisation(), **options)
 
 
 @encoders
@@ -79,5 +80,5 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
 def test_a_checkpoint_of_another_encoder(other, tmp_path):
     before = language_model(other)
     model = classifier(ENCODERS["bert"], pretrained=saved(before, tmp_path))
-    with pytest.raises(UnfitDataError, match=r"of another encoder, .* differs: set model.encoder"):
+    with pytest.raises(UnfitDataError, match=r"another encoder, .* differs: set model\.net\.enc"):
         model.setup("fit")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_models.text.masked_lm import MaskedLMHead, MaskedLMNet
+from lit_models.text.masked_lm import MaskedLM, MaskedLMHead
 from lit_models.text.tasks import IGNORED, MaskedLanguageModelling
 from tests.lit_models.text.fabricated import (
     ENCODERS,
@@ -32,7 +32,7 @@ def hide(batch, places):
 @encoders
 def test_padded_or_packed_the_logits_are_the_same(make):
     sentences = sentences_of((5, 9, 7))
-    net = MaskedLMNet(make())
+    net = MaskedLM(make())
     logits = net(hide(padded(sentences), [(0, 1), (0, 4), (2, 3)]))
     assert logits.shape == (3, VOCABULARY)
     same = net(hide(packed(sentences), [(0, 1), (0, 4), (0, 14 + 3)]))
@@ -41,7 +41,7 @@ def test_padded_or_packed_the_logits_are_the_same(make):
 
 def test_the_output_is_tied_to_the_embedding():
     encoder = ENCODERS["chimera"]()
-    net = MaskedLMNet(encoder)
+    net = MaskedLM(encoder)
     assert sum(p.shape == encoder.words.weight.shape for p in net.parameters()) == 1
     batch = hide(padded(sentences_of((5,))), [(0, 2)])
     before = net(batch)

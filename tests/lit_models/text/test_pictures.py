@@ -6,7 +6,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from kernels import resolvent_matrix
+from kernels.resolvent import resolvent_matrix
 from lit_models.callbacks import confusion
 from lit_models.callbacks.confusion import draw_confusion
 from lit_models.layers.sentences import Sentences

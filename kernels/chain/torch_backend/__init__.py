@@ -1,0 +1,1 @@
+"""The chains vectorised in torch: any device."""
