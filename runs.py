@@ -21,10 +21,12 @@ from datamodules.base import DataModule
 from datamodules.errors import DataError
 from datamodules.graphs.module import GraphDataModule
 from datamodules.graphs.molecules import ATOM_FEATURE_SIZES, smiles_to_graph, smiles_to_graphs
-from datamodules.images.module import ImageDataModule
 from datamodules.pde.module import PDEDataModule
-from datamodules.text.glue import GLUEDataModule
 from errors import UserError, one_sentence_errors
+from lit_models.graphs.tasks import GraphTask
+from lit_models.images.tasks import ImageClassification
+from lit_models.operators.tasks import FieldTask
+from lit_models.text.tasks import SentenceTask
 from report import number
 from train import last_state, prepare_process, train
 
@@ -128,12 +130,12 @@ def predict(run: str | Path, smiles: str | Path | None = None) -> Path:
         return _predict_molecules(Path(run), Path(smiles))
     _, model, datamodule = _prepare(run)
     writers = {
-        GraphDataModule: _write_rows,
-        PDEDataModule: _write_fields,
-        GLUEDataModule: partial(_write_samples, "sentence"),
-        ImageDataModule: partial(_write_samples, "image"),
+        GraphTask: _write_rows,
+        FieldTask: _write_fields,
+        SentenceTask: partial(_write_samples, "sentence"),
+        ImageClassification: partial(_write_samples, "image"),
     }
-    write = next((w for kind, w in writers.items() if isinstance(datamodule, kind)), None)
+    write = next((w for kind, w in writers.items() if isinstance(model.task, kind)), None)
     if write is None:
         raise UserError(
             f"{run} predicts a number for every word, too many to write: see the words that it "
@@ -277,7 +279,7 @@ def _write_fields(
     if datamodule.refined:
         loader = loader[0]
     names, path = datamodule.channels, run / "predictions.hdf5"
-    history = 0 if datamodule.inputs else datamodule.history
+    history = 0 if datamodule.inputs else datamodule.window.history
     stride = datamodule.sampling.time_stride
     with h5py.File(path, "w") as file:
         file.attrs.update(channels=names, history=history, time_stride=stride)

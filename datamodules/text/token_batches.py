@@ -70,11 +70,20 @@ class TokenTable:
     mismatched: Tensor
 
     @classmethod
-    def of(cls, tokens: list[Tensor], **columns: Tensor) -> Self:
-        """Pack sequences, int16 [n] each, and their other columns."""
+    def of(cls, tokens: list[Tensor], label: Tensor, **columns: Tensor) -> Self:
+        """Lay sequences end to end.
+
+        Args:
+            tokens: int16 [n] of each, special ones included.
+            label: int64 or float32 [B].
+            columns: others of the table; without them every sequence is one sentence, is numbered
+                as it comes and is not mismatched.
+        """
         lengths = torch.tensor([len(sequence) for sequence in tokens])
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return cls(torch.cat(tokens), starts, **columns)
+        usual = {"first": lengths, "idx": torch.arange(len(tokens))}
+        usual["mismatched"] = torch.zeros(len(tokens), dtype=torch.bool)
+        return cls(torch.cat(tokens), starts, label=label, **usual | columns)
 
     def content(self) -> str:
         """SHA-256 of the sequences and their columns."""

@@ -259,7 +259,7 @@ def test_a_network_with_other_outputs_is_said():
         model.setup("fit")
 
 
-SHORT = ("data.samples=[6,2,3]", "data.frames=6", "data.last_time=0.5")
+SHORT = ("data.samples=[6,2,3]", "data.generate.frames=6", "data.generate.last_time=0.5")
 RANDOM = (
     "trainer.limit_train_batches=null",
     *SHORT,
@@ -268,7 +268,7 @@ RANDOM = (
     "trainer.log_every_n_steps=1",
     "callbacks.pictures=null",
     "callbacks.last.every_n_train_steps=2",
-    "data.horizon=3",
+    "data.window.horizon=3",
     "model.training=pushforward",
     "model.noise=0.1",
 )
