@@ -35,6 +35,7 @@ def test_a_step_and_how_many_there_are(tmp_path):
 def test_a_penalty_is_differentiated_and_batches_left_out_are_no_steps(tmp_path):
     where = ("scale=smoke", "experiment_name=x", f"data.cache_dir={tmp_path}")
     few = ("data.source=generated", "data.generated_size=[96,16,16]", "data.limit=null")
+    few += ("trainer.limit_train_batches=null",)
     plain, steps, _ = measure(composed("sgd_vgg11_cifar10", *where, *few))
     assert steps == 6
     cfg = composed("sgd_vgg11_cifar10", *where, *few, "sgd=gradient_norm")

@@ -35,6 +35,7 @@ def test_the_correlation_of_rounded_predictions_is_itself_not_rounded(tmp_path):
 
 TEN_STEPS = (
     "data.limit=null",
+    "trainer.limit_train_batches=null",
     "data.batch_size=6",
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=1",

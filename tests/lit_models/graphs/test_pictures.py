@@ -5,7 +5,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch_geometric.data import Data
 
-from datamodules.base import GraphDataModule
+from datamodules.graphs.module import GraphDataModule
 from datamodules.graphs.molecules import smiles_to_graph
 from lit_models.graphs.chimera import ChimeraGraph
 from lit_models.graphs.pictures import GraphPictures, describe_class, describe_labels
@@ -19,8 +19,10 @@ class Graphs(GraphDataModule):
 
     def __init__(self, graphs: list[Data], names: list[str]):
         super().__init__(batch_size=2)
-        self.train_dataset = self.val_dataset = graphs
-        self.label_names = names
+        self.graphs, self.label_names = graphs, names
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train_dataset = self.val_dataset = self.graphs
 
 
 def draw(folder, task, graphs: list[Data], names: list[str]) -> set[str]:
