@@ -18,7 +18,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 # neuraloperator, a peer, without the services that it can log to.
-setup: $(INSTALLED) ## install everything into $(VENV), once
+setup: $(INSTALLED) ## install everything into .venv, once
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resolvent needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make setup PYTHON=python3.11")'
@@ -87,9 +87,10 @@ compile-kernels: setup ## compile the Triton kernels for sm_80 and sm_90; none m
 gallery: setup ## draw a trajectory of every PDE into docs/gallery
 	$(RUN_PYTHON) -m tools.gallery
 
-lint: setup ## check style and formatting
+lint: setup ## check style, formatting and types
 	$(RUN_PYTHON) -m ruff check .
 	$(RUN_PYTHON) -m ruff format --check .
+	$(VENV)/bin/basedpyright --pythonpath $(RUN_PYTHON)
 
 tensorboard: setup ## watch every run: http://localhost:6006
 	$(RUN_PYTHON) -m tensorboard.main --logdir runs $(ARGS)

@@ -279,7 +279,7 @@ def _write_fields(
     if datamodule.refined:
         loader = loader[0]
     names, path = datamodule.channels, run / "predictions.hdf5"
-    history = 0 if datamodule.inputs else datamodule.history
+    history = 0 if datamodule.inputs else datamodule.window.history
     stride = datamodule.sampling.time_stride
     with h5py.File(path, "w") as file:
         file.attrs.update(channels=names, history=history, time_stride=stride)

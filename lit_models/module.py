@@ -164,6 +164,10 @@ class LitModule(L.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
+        if self.compile_net:
+            self.net.compile(dynamic=True)
+
+    def configure_model(self) -> None:
         if self.trainer.precision in ("64-true", "bf16-true", "16-true"):
             # Lightning would round targets too, and make new tensors, such as those of a metric, of
             # the weights' precision. `forward` converts what the network is given.
@@ -172,10 +176,6 @@ class LitModule(L.LightningModule):
         if self.trainer.precision == "64-true":
             # Before weights are restored, which Lightning would do in float32.
             self.double()
-        if self.compile_net:
-            self.net.compile(dynamic=True)
-
-    def configure_model(self) -> None:
         # Only a strategy that shares weights among processes (trainer=fsdp) sets a mesh. Called
         # again before testing.
         if self._device_mesh is None or isinstance(self.net, FSDPModule):

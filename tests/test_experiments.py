@@ -1,8 +1,11 @@
 """Every experiment composes at every scale and trains; the paper scale's step runs."""
 
 import math
+import subprocess
+import sys
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -42,6 +45,19 @@ def test_every_scale_composes(experiment, scale):
     batches = cfg.trainer.get("max_steps", -1) * cfg.trainer.get("accumulate_grad_batches", 1)
     if batches > 0:  # the last step is validated, though it ends no epoch
         assert batches % cfg.trainer.val_check_interval == 0
+    if scale == "demo":
+        cfg.experiment_name = experiment  # Hydra's own names are not there outside a job
+        OmegaConf.resolve(cfg)  # in place, as `--cfg job --resolve` does
+
+
+def test_a_resolved_config_is_shown():
+    command = [sys.executable, "train.py", "experiment=chimera_cifar10", "--cfg", "job"]
+    done = subprocess.run(
+        [*command, "--resolve"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert yaml.safe_load(done.stdout)["experiment_name"] == "chimera_cifar10"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_the_command(tmp_path):
 
 
 def test_windows_are_no_affair_of_the_command(tmp_path, monkeypatch, capsys):
-    words = ["advection", "scale=smoke", f"data.cache_dir={tmp_path}", "data.frames=1"]
+    words = ["advection", "scale=smoke", f"data.cache_dir={tmp_path}", "data.generate.frames=1"]
     monkeypatch.setattr(sys, "argv", ["generate", *words])
     main()
     assert "8 × 1 states of u on 64 points" in capsys.readouterr().out
@@ -75,6 +75,7 @@ def test_what_does_not_exist_is_said_in_one_sentence(words, message, tmp_path):
         ("data.equation.viscosity=low", "burgers cannot be made so"),
         ("+data.equation.speed=1", "unexpected keyword argument 'speed'"),
         ("data.source=official", "leave it generated"),
+        ("data.seed=-1", "data.seed must be a whole number from 0 to 2**32 - 1, got -1"),
     ],
 )
 def test_values_of_another_kind_are_said_in_one_sentence(override, message):

@@ -4,17 +4,21 @@ import ast
 import importlib
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import kernels
 from ledger.claim import CLAIMS, claim_names
 from tests.planted_faults import FAULTS, Fault, MisfitError, file_of_tests, planted
 from tools.list_experiments import EXPERIMENTS, header
+from train import CONFIGS
 
 ROOT = Path(__file__).parent.parent
 OURS = {"kernels", "lit_models", "datamodules", "studies", "ledger", "tools"}
@@ -57,6 +61,34 @@ def imported(path: Path) -> set[str]:
 def test_who_imports_whom(package):
     for path in (ROOT / package).rglob("*.py"):
         assert {name.split(".")[0] for name in imported(path)} <= ALLOWED[package], path
+
+
+SUBJECTS = {
+    "lit_models": {"graphs", "text", "images", "operators"},
+    "datamodules": {"graphs", "text", "images", "pde"},
+}
+
+
+@pytest.mark.parametrize(
+    ("package", "room"),
+    [
+        *((package, room) for package, rooms in SUBJECTS.items() for room in sorted(rooms)),
+        ("lit_models", "callbacks"),
+        ("lit_models", "layers"),
+    ],
+)
+def test_no_subject_imports_another(package, room):
+    """And what all subjects share imports none of them."""
+    others = {f"{package}.{subject}" for subject in SUBJECTS[package] - {room}}
+    files = [*(ROOT / package / room).rglob("*.py")]
+    assert files
+    for path in files:
+        assert not {".".join(name.split(".")[:2]) for name in imported(path)} & others, path
+
+
+def test_lit_models_opens_on_few_names():
+    names = {path.name for path in (ROOT / "lit_models").iterdir()} - {"__pycache__"}
+    assert len(names) <= 10
 
 
 def test_no_import_leads_back():
@@ -167,6 +199,43 @@ def test_every_command_of_the_readme_exists(command):
         assert path.is_file() or str(path.relative_to(ROOT)) in tutorial
     for claim in re.findall(r"CLAIM=(\w+)", command):
         assert claim in ("all", *claim_names())
+
+
+def examples() -> list[str]:
+    """Every command with overrides in the README, the docs and the headers of experiments."""
+    headers = [header(path)["command"] for path in sorted(EXPERIMENTS.glob("*.yaml"))]
+    return sorted({c for c in (*readme_commands(), *headers) if "ARGS=" in c and " -k " not in c})
+
+
+@pytest.mark.parametrize("command", examples())
+def test_the_overrides_of_every_example_compose(command):
+    """Names such as runs/NAME are words of the config like any others."""
+    make, target, *words = shlex.split(command)
+    given = dict(word.split("=", 1) for word in words)
+    overrides = [word for word in given.pop("ARGS").split() if not word.startswith("-")]
+    if target == "data":
+        config, chosen = "generate", [f"data=pde/{given['PDE']}"]
+    else:
+        assert target in ("train", "hours"), command
+        config, chosen = "train", [f"experiment={given['EXP']}", "experiment_name=example"]
+    scale = "paper" if target == "hours" else given.get("SCALE", "demo")
+    swept = [override.partition(",")[0] if "-m" in command else override for override in overrides]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(config, [*chosen, f"scale={scale}", *swept])
+    OmegaConf.resolve(cfg)
+    assert make == "make"
+
+
+def test_examples_are_found():
+    found = examples()
+    assert 'make train EXP=sgd_vgg11_cifar10 ARGS="sgd=gradient_norm"' in found
+    for start in ("make data PDE=", "make hours EXP="):
+        assert any(command.startswith(start) for command in found)
+
+
+def test_help_is_for_people():
+    done = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "$(" not in done.stdout
 
 
 @pytest.mark.parametrize("target", ["help", "list", "doctor"])

@@ -54,6 +54,7 @@ def test_a_killed_run_resumes_loss_for_loss(finished, tmp_path, killed_before):
     kill = KILL.replace("STEP", str(killed_before))
     process = train_outside(tmp_path, "chimera_lrgb", *TEN_STEPS, kill)
     assert process.returncode == -signal.SIGKILL, process.stderr
+    assert "site-packages" not in process.stderr, "a library's warning"
     (run,) = (tmp_path / "runs").iterdir()
     at_kill = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert killed_before - 3 <= at_kill <= killed_before
@@ -323,6 +324,7 @@ def test_two_processes_train_one_model(tmp_path):
 def test_a_sweep_of_two_seeds_leaves_two_runs_in_one_folder(tmp_path):
     process = train_outside(tmp_path, "baseline_atoms", "-m", "seed=0,1")
     assert process.returncode == 0, process.stderr
+    assert "site-packages" not in process.stderr, "a library's warning"
     assert {p.name for p in tmp_path.iterdir()} <= {"runs", "data"}
     (sweep,) = (tmp_path / "runs/sweeps").iterdir()
     names = sorted(p.name.rsplit("-", 2)[0] for p in sweep.iterdir())

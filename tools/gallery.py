@@ -48,7 +48,7 @@ def draw(name: str) -> Path:
     times = data.times
     if len(equation.shape) > 1 and times:
         times = tuple(np.linspace(times[0], times[-1], FRAMES))
-    fields = Recipe(equation, times, 1, data.seed).solve([0])
+    fields = Recipe(equation, times, 1, data.generate.seed).solve([0])
     states = list(fields.values())
     if isinstance(equation, Steady):
         return _panels(name, [field.reshape(field.shape[-2:]) for field in states])

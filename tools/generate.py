@@ -9,7 +9,9 @@ import time
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from checks import require_seeds
 from datamodules.pde.module import PDEDataModule
 from errors import UserError, one_sentence_errors
 from train import CONFIGS
@@ -26,12 +28,14 @@ def load(name: str, overrides: list[str]) -> PDEDataModule:
     """The data module of a config of configs/data/pde.
 
     Raises:
-        UserError: there is no such config, or a value of another kind than it expects.
+        UserError: there is no such config, or a value of another kind than it expects, or a seed
+            that is none.
     """
     if name not in names():
         raise UserError(f"there is no PDE {name!r}: choose one of {', '.join(names())}.")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("generate", [f"data=pde/{name}", *overrides])
+    require_seeds(OmegaConf.to_container(cfg, resolve=True))
     if cfg.data.source != "generated":
         raise UserError(
             f"`make data` solves equations, got data.source={cfg.data.source}: leave it generated."

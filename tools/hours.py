@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
+from checks import require_end, require_seeds
 from errors import one_sentence_errors
 from report import device_name
 from train import CONFIGS, prepare_process
@@ -90,6 +91,8 @@ def main() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         # Hydra's own names are not there outside a job.
         cfg = compose("train", ["scale=paper", "experiment_name=hours", *sys.argv[1:]])
+    require_seeds(OmegaConf.to_container(cfg, resolve=True))
+    require_end(cfg.trainer)
     step, steps, samples = measure(cfg)
     flop = step.flop / step.samples * samples * steps
     seconds = step.seconds / step.samples * samples * steps

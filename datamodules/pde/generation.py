@@ -1,6 +1,7 @@
 """Generate trajectories chunk by chunk into one HDF5 file; what was interrupted goes on."""
 
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from datamodules.cache_folder import CachePlan, sync
 from datamodules.cores import cores
 from datamodules.errors import DataError, one_line
+from datamodules.pde.counts import check_count
 from datamodules.pde.equation import Equation, Steady
 from datamodules.processes import end_with_parent
 
@@ -35,6 +37,48 @@ PATIENCE_SECONDS = 3
 
 STORAGE_CHUNK = 2**20
 """Bytes of a chunk of the file: consecutive frames of one trajectory."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How trajectories are made: when they are saved, from which seed, and on what.
+
+    Attributes:
+        first_time, last_time, frames: `frames` equally spaced times at which states are saved, both
+            ends included; a steady problem has none.
+        seed: of the initial states.
+        processes: that solve; None for as many as there are cores.
+        device: where to solve.
+
+    Raises:
+        DataError: a count that is none, a negative seed, times that do not increase from 0 or more.
+    """
+
+    first_time: float = 0.0
+    last_time: float = 1.0
+    frames: int = 2
+    seed: int = 0
+    processes: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_count("data.generate.frames", self.frames)
+        check_count("data.generate.processes", self.processes, optional=True)
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise DataError(f"data.generate.seed is 0 or more, got {self.seed}.")
+        ends = self.first_time, self.last_time
+        known = all(isinstance(time, int | float) for time in ends)
+        if not known or not 0 <= ends[0] < math.inf or (self.frames > 1 and ends[1] <= ends[0]):
+            raise DataError(
+                "data.generate.first_time is 0 or more and data.generate.last_time later, got "
+                f"{ends[0]} and {ends[1]}."
+            )
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """When states are saved."""
+        times = torch.linspace(self.first_time, self.last_time, self.frames, dtype=torch.float64)
+        return tuple(times.tolist())
 
 
 @dataclass(frozen=True)
@@ -132,8 +176,8 @@ def check_seeds(recipe: Recipe) -> None:
     starts = {_start(recipe.seed, i) % 2**32 for i in range(recipe.samples)}
     if len(starts) < recipe.samples:
         raise DataError(
-            f"{recipe.samples - len(starts)} of {recipe.samples} trajectories of data.seed="
-            f"{recipe.seed} would repeat others' random numbers: choose another data.seed."
+            f"{recipe.samples - len(starts)} of {recipe.samples} trajectories of "
+            f"data.generate.seed={recipe.seed} would repeat others' random numbers: choose another."
         )
 
 
@@ -143,8 +187,8 @@ def check_device(device: str) -> None:
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise DataError(
-            f"data.device={device} cannot solve in float64 here ({one_line(error)}): use cpu, or "
-            "cuda where PyTorch sees a GPU."
+            f"data.generate.device={device} cannot solve in float64 here ({one_line(error)}): use "
+            "cpu, or cuda where PyTorch sees a GPU."
         ) from error
 
 
@@ -190,8 +234,8 @@ def _solved(
         except BrokenProcessPool as error:
             raise DataError(
                 f"A process that solved {type(recipe.equation).__name__} was killed, perhaps for "
-                f"want of memory: lower data.processes (now {workers}) and start again, what is "
-                "solved is kept."
+                f"want of memory: lower data.generate.processes (now {workers}) and start again, "
+                "what is solved is kept."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

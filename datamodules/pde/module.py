@@ -4,25 +4,35 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from datamodules.base import SPLITS, DataModule
 from datamodules.batching import BudgetLoader
 from datamodules.cache_folder import ensure
 from datamodules.errors import DataError
+from datamodules.pde.counts import check_count
 from datamodules.pde.equation import Equation, Steady
-from datamodules.pde.generation import Recipe
+from datamodules.pde.generation import Generation, Recipe
 from datamodules.pde.layouts import TrajectoryFiles
 from datamodules.pde.releases import check_official
-from datamodules.pde.views import Normaliser, ObservationNoise, Sampling, Statistics, Windows
+from datamodules.pde.views import (
+    Normaliser,
+    ObservationNoise,
+    Sampling,
+    Statistics,
+    Window,
+    Windows,
+)
 
 FIRST_BYTES = 2**20
 
 SOURCES = ("generated", "official", "file")
+
+Group = TypeVar("Group", Generation, Window, Sampling)
 
 
 class PDEDataModule(DataModule):
@@ -33,8 +43,6 @@ class PDEDataModule(DataModule):
 
     Args:
         equation: what is solved where `source` is `generated`.
-        first_time, last_time, frames: `frames` equally spaced times at which states are saved, both
-            ends included; a steady problem has none.
         samples: trajectories for training, validation and test.
         source: `generated`; `official` for files that PDEBench or The Well published, see
             `check_official`; `file` for any others in one of their layouts.
@@ -42,16 +50,11 @@ class PDEDataModule(DataModule):
         file: name below `data_dir` of a file, or of a folder of them. All three splits are cut from
             it; The Well's own are three folders.
         cache_dir: folder to write to.
-        seed: of the initial states.
-        processes: that solve; null for as many as there are cores.
-        device: where to solve.
-        history: frames that are given.
-        horizon: frames that follow in training; null for all.
-        rollout: frames that follow in validation and test; null for all.
-        space_stride, time_stride, method: see Sampling.
-        refinements: divisors of `space_stride`: test trajectories are also seen at so many times
-            the points of an axis, as networks that work at any resolution can.
-        noise: on what is observed, in training, validation and test; null for none.
+        generate: when states are saved, from which seed, and on what they are solved; like the next
+            two, None for its defaults.
+        window: how many frames are given and follow.
+        sampling: which points and frames are left of what files hold.
+        noise: on what is observed, in training, validation and test; None for none.
         normalise: windows are normalised; `normaliser.inverse` takes them back.
         limit: at most so many trajectories a split, evenly spaced; for smoke runs.
         batch_size, num_workers, shuffle_seed: see DataModule.
@@ -72,23 +75,13 @@ class PDEDataModule(DataModule):
         self,
         equation: Equation | None = None,
         samples: Sequence[int] = (64, 16, 16),
-        first_time: float = 0.0,
-        last_time: float = 1.0,
-        frames: int = 2,
         source: str = "generated",
         data_dir: str | Path | None = None,
         file: str | None = None,
         cache_dir: str | Path = "data",
-        seed: int = 0,
-        processes: int | None = None,
-        device: str = "cpu",
-        history: int = 1,
-        horizon: int | None = 1,
-        rollout: int | None = None,
-        space_stride: int = 1,
-        time_stride: int = 1,
-        method: str = "point",
-        refinements: Sequence[int] = (),
+        generate: Generation | None = None,
+        window: Window | None = None,
+        sampling: Sampling | None = None,
         noise: ObservationNoise | None = None,
         normalise: bool = True,
         limit: int | None = None,
@@ -108,50 +101,30 @@ class PDEDataModule(DataModule):
                 "and data.file, generated data have none."
             )
         several = isinstance(samples, Sequence) and len(samples) == len(SPLITS)
-        if not several or not all(map(_positive, samples)):
+        if not several or not all(isinstance(n, int) and n >= 1 for n in samples):
             raise DataError(
                 f"data.samples are three positive numbers (train, validation, test), got {samples}."
             )
-        counts = {"history": history, "space_stride": space_stride, "time_stride": time_stride}
-        optional = {"horizon": horizon, "rollout": rollout, "limit": limit, "processes": processes}
-        counts |= {"frames": frames}
-        counts |= {name: value for name, value in optional.items() if value is not None}
-        for name, value in counts.items():
-            if not _positive(value):
-                null = " or null" if name in optional else ""
-                raise DataError(f"data.{name} is a positive whole number{null}, got {value}.")
-        if seed < 0:
-            raise DataError(f"data.seed is 0 or more, got {seed}.")
+        check_count("data.limit", limit, optional=True)
+        self.generate = _group("data.generate", generate, Generation)
+        self.window = _group("data.window", window, Window)
+        self.sampling = _group("data.sampling", sampling, Sampling)
         if noise is not None and not isinstance(noise, ObservationNoise):
             raise DataError(
                 "data.noise is null or a datamodules.pde.views.ObservationNoise with its std, got "
                 f"{noise!r}."
             )
-        if method not in ("point", "spectral"):
-            raise DataError(f"data.method is point or spectral, got {method!r}.")
-        if method == "spectral" and equation is not None and not equation.periodic:
+        spectral = self.sampling.method == "spectral"
+        if spectral and equation is not None and not equation.periodic:
             raise DataError(
-                f"data.method=spectral is for periodic fields, {type(equation).__name__}'s are "
-                "not: set data.method=point."
+                f"data.sampling.method=spectral is for periodic fields, {type(equation).__name__}'s"
+                " are not: set data.sampling.method=point."
             )
         self.equation, self.samples, self.limit = equation, tuple(samples), limit
         self.source_used, self.file = source, file
         self.cache_dir = Path(cache_dir).expanduser()
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        self.seed, self.processes, self.device = seed, processes, device
-        self.times: tuple[float, ...] = ()
-        if not isinstance(equation, Steady):
-            times = torch.linspace(first_time, last_time, frames, dtype=torch.float64)
-            self.times = tuple(times.tolist())
-        self.history, self.horizon, self.rollout = history, horizon, rollout
-        self.sampling = Sampling(space_stride, time_stride, method)
         self.noise, self.normalise = noise, normalise
-        if any(factor < 2 or space_stride % factor for factor in refinements):
-            raise DataError(
-                "data.refinements are divisors of data.space_stride above 1, got "
-                f"{list(refinements)} and {space_stride}."
-            )
-        self.refinements = tuple(refinements)
         self.refined: dict[str, Windows] = {}
         if source == "generated":
             self._check_points(equation.shape)
@@ -166,10 +139,15 @@ class PDEDataModule(DataModule):
         return type(self.equation).__name__ if self.file is None else Path(self.file).stem
 
     @property
+    def times(self) -> tuple[float, ...]:
+        """When states of the equation are saved; a steady problem has no time."""
+        return () if isinstance(self.equation, Steady) else self.generate.times
+
+    @property
     def recipe(self) -> Recipe:
         """What is generated."""
         assert self.equation is not None
-        return Recipe(self.equation, self.times, sum(self.samples), self.seed)
+        return Recipe(self.equation, self.times, sum(self.samples), self.generate.seed)
 
     def prepare_data(self) -> None:
         """Solve what is not solved yet; called by one process a machine."""
@@ -185,7 +163,8 @@ class PDEDataModule(DataModule):
 
     def _find(self) -> list[Path]:
         if self.source_used == "generated":
-            plan = self.recipe.plan(self.cache_dir, self.processes, self.device)
+            how = self.generate
+            plan = self.recipe.plan(self.cache_dir, how.processes, how.device)
             return [ensure(plan) / "data.hdf5"]
         assert self.data_dir is not None
         path = self.data_dir / self.file
@@ -215,10 +194,7 @@ class PDEDataModule(DataModule):
         chosen = self._split()
         axes = len(files.shape)
         states, given = Statistics(axes), Statistics(axes)
-        finer = {
-            f"{factor}x": replace(self.sampling, space_stride=self.sampling.space_stride // factor)
-            for factor in self.refinements
-        }
+        finer = self.sampling.finer
         for split, samples in chosen.items():
             seen = [self.sampling, *(finer.values() if split == "test" else ())]
             for sample, sampling in itertools.product(samples, seen):
@@ -239,8 +215,8 @@ class PDEDataModule(DataModule):
                 files,
                 chosen[split],
                 sampling,
-                self.history,
-                self.horizon if split == "train" else self.rollout,
+                self.window.history,
+                self.window.horizon if split == "train" else self.window.rollout,
                 self.normaliser,
                 self.input_normaliser,
                 self.normalise,
@@ -282,37 +258,33 @@ class PDEDataModule(DataModule):
                 continue
             with path.open("rb") as file:  # whole, a large set would take minutes
                 digest.update(f"{path.stat().st_size}".encode() + file.read(FIRST_BYTES))
-        seen = [self.samples, self.limit, self.history, self.horizon, self.rollout]
-        seen += [
-            self.refinements,
-            vars(self.sampling),
-            self.noise and vars(self.noise),
-            self.normalise,
-        ]
+        points = asdict(self.sampling)
+        seen = [self.samples, self.limit, *asdict(self.window).values(), points.pop("refinements")]
+        seen += [points, self.noise and asdict(self.noise), self.normalise]
         digest.update(json.dumps(seen).encode())
         return digest.hexdigest()[:12]
 
     def _check_frames(self, frames: int) -> None:
         frames = self.sampling.frames(frames)
-        longest = self.history + max(self.horizon or 1, self.rollout or 1)
-        if longest > frames:
+        if self.window.least > frames:
             raise DataError(
-                f"{self.task} has {frames} frames after the time stride, windows need {longest}: "
-                "lower data.history, data.horizon or data.rollout."
+                f"{self.task} has {frames} frames after the time stride, windows need "
+                f"{self.window.least}: lower data.window.history, data.window.horizon or "
+                "data.window.rollout."
             )
 
     def _check_points(self, shape: Sequence[int]) -> None:
         stride, points = self.sampling.space_stride, "×".join(map(str, shape))
         if min(self.sampling.shape(shape)) < 2:
             raise DataError(
-                f"data.space_stride={stride} leaves a single point of {points}: lower it."
+                f"data.sampling.space_stride={stride} leaves a single point of {points}: lower it."
             )
         periodic = self.equation is not None and self.equation.periodic
         if periodic and self.sampling.method == "point" and any(n % stride for n in shape):
             raise DataError(
-                f"data.space_stride={stride} does not divide {points} points, so those left would "
-                "not be equally spaced around a periodic axis: choose a divisor, or "
-                "data.method=spectral."
+                f"data.sampling.space_stride={stride} does not divide {points} points, so those "
+                "left would not be equally spaced around a periodic axis: choose a divisor, or "
+                "data.sampling.method=spectral."
             )
 
     def _split(self) -> dict[str, list[int]]:
@@ -324,6 +296,16 @@ class PDEDataModule(DataModule):
         return chosen
 
 
+def _group(option: str, given: object, kind: type[Group]) -> Group:
+    """A group of options, by default with its defaults."""
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        parts = " or ".join(f"{option}.{field.name}" for field in fields(kind))
+        raise DataError(f"{option} is a group of options, got {given!r}: set {parts}.")
+    return given
+
+
 def _check_finite(field: Tensor, files: TrajectoryFiles, sample: int, split: str) -> None:
     if not field.isfinite().all():
         file, number = files.place(sample)
@@ -332,7 +314,3 @@ def _check_finite(field: Tensor, files: TrajectoryFiles, sample: int, split: str
             f"{what} trajectory {number} of {files.paths[file]} has NaN or infinite values: remove "
             "it from the file, or make the file again."
         )
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and value >= 1

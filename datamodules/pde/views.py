@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,11 +11,40 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.errors import DataError
+from datamodules.pde.counts import check_count
 from datamodules.pde.layouts import TrajectoryFiles
 from datamodules.pde.torus import resample
 
 BLOCK_VALUES = 2**22
 """Of a trajectory so many values are read at once where all of them are needed: it may not fit."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which frames of a trajectory a sample has.
+
+    Attributes:
+        history: frames that are given.
+        horizon: frames that follow in training; None for all.
+        rollout: frames that follow in validation and test; None for all.
+
+    Raises:
+        DataError: a count that is none.
+    """
+
+    history: int = 1
+    horizon: int | None = 1
+    rollout: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("data.window.history", self.history)
+        check_count("data.window.horizon", self.horizon, optional=True)
+        check_count("data.window.rollout", self.rollout, optional=True)
+
+    @property
+    def least(self) -> int:
+        """How many frames trajectories need."""
+        return self.history + max(self.horizon or 1, self.rollout or 1)
 
 
 @dataclass(frozen=True)
@@ -27,11 +56,40 @@ class Sampling:
         time_stride: one of so many frames.
         method: `point` keeps the values at the points that are left; `spectral`, for periodic
             fields, first takes away the modes that these points cannot tell apart.
+        refinements: divisors of `space_stride`: test trajectories are also seen at so many times
+            the points of an axis, as networks that work at any resolution can.
+
+    Raises:
+        DataError: a stride that is no count, an unknown method, a refinement that does not divide.
     """
 
     space_stride: int = 1
     time_stride: int = 1
     method: Literal["point", "spectral"] = "point"
+    refinements: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        check_count("data.sampling.space_stride", self.space_stride)
+        check_count("data.sampling.time_stride", self.time_stride)
+        if self.method not in ("point", "spectral"):
+            raise DataError(f"data.sampling.method is point or spectral, got {self.method!r}.")
+        several = isinstance(self.refinements, Sequence) and all(
+            isinstance(n, int) and n > 1 and self.space_stride % n == 0 for n in self.refinements
+        )
+        if not several:
+            raise DataError(
+                "data.sampling.refinements are divisors of data.sampling.space_stride above 1, got "
+                f"{self.refinements} and {self.space_stride}."
+            )
+        object.__setattr__(self, "refinements", tuple(self.refinements))
+
+    @property
+    def finer(self) -> dict[str, "Sampling"]:
+        """At more points, by how many times as many: `2x`."""
+        return {
+            f"{n}x": replace(self, space_stride=self.space_stride // n, refinements=())
+            for n in self.refinements
+        }
 
     def frames(self, frames: int) -> int:
         """How many are left."""

@@ -51,13 +51,14 @@ class GraphTask(Task):
         """The best prediction [num_outputs] that looks at nothing, from all training targets."""
 
     def as_batch(self, samples: Batch | Data | Sequence[Data]) -> Batch:
-        """A batch, also of a single graph or a list of them, whose edges are int64."""
+        """A batch, also of a single graph or a list of them, whose edges, if any, are int64."""
         if not isinstance(samples, Batch):
             samples = Batch.from_data_list([samples] if isinstance(samples, Data) else samples)
-        if samples.edge_index.dtype == torch.int64:
+        edges = samples.edge_index
+        if edges is None or edges.dtype == torch.int64:
             return samples
         batch = copy(samples)
-        batch.edge_index = samples.edge_index.long()
+        batch.edge_index = edges.long()
         return batch
 
     def update(self, metrics: MetricCollection, prediction: Tensor, batch: Batch) -> None:

@@ -402,6 +402,7 @@ def test_an_image_damaged_later_is_replaced_in_training_alone(large):
         data.test_dataset[0]
 
 
+@pytest.mark.filterwarnings("ignore:Expected the image:UserWarning")
 def test_where_a_whole_class_is_damaged_later_training_stops(large):
     data = ready(large)
     for path in (large / "train" / "class1").iterdir():

@@ -221,7 +221,7 @@ def alive(process: int) -> bool:
 
 def test_a_killed_solver_is_one_sentence_and_what_is_solved_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "PATIENCE_SECONDS", 0)
-    with pytest.raises(DataError, match=r"was killed.*lower data.processes \(now 2\)"):
+    with pytest.raises(DataError, match=r"was killed.*lower data.generate.processes \(now 2\)"):
         made(Recipe(Killed(**vars(SMALL)), TIMES, 40, seed=0), tmp_path, processes=2)
     assert len(list(tmp_path.glob("pde/.*.parts/*.npz"))) == 1
 
@@ -232,13 +232,17 @@ def test_a_seed_that_repeats_initial_states_is_refused(tmp_path):
     recipe = Recipe(SMALL, TIMES, 2000, seed=272)
     drawn = {torch.rand(1, generator=generation.generator(272, i)).item() for i in range(2000)}
     assert len(drawn) == 1999
-    with pytest.raises(DataError, match=r"1 of 2000 trajectories of data.seed=272 would repeat"):
+    with pytest.raises(
+        DataError, match=r"1 of 2000 trajectories of data.generate.seed=272 would repeat"
+    ):
         made(recipe, tmp_path, processes=1)
 
 
 @pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_sentence(device, tmp_path):
-    with pytest.raises(DataError, match=f"data.device={device} cannot solve in float64 here"):
+    with pytest.raises(
+        DataError, match=f"data.generate.device={device} cannot solve in float64 here"
+    ):
         made(RECIPE, tmp_path, device=device)
 
 

@@ -1,6 +1,6 @@
 """Windows of trajectories: which points, frames, samples, and in which units."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import h5py
 import numpy as np
@@ -12,9 +12,10 @@ from datamodules.errors import DataError
 from datamodules.pde import views
 from datamodules.pde.compressible import CompressibleNavierStokes
 from datamodules.pde.darcy import Darcy
+from datamodules.pde.generation import Generation
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
 from datamodules.pde.module import PDEDataModule
-from datamodules.pde.views import ObservationNoise
+from datamodules.pde.views import ObservationNoise, Sampling, Window
 
 EQUATION = KuramotoSivashinsky(sizes=(32,), length=16.0, viscosity=0.3, step=0.02)
 
@@ -24,9 +25,18 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+def grouped(**options):
+    """Options of a data module, those of its groups put into these."""
+    kinds = {"generate": Generation, "window": Window, "sampling": Sampling}
+    for name, kind in kinds.items():
+        own = {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
+        options |= {name: kind(**own)} if own else {}
+    return options
+
+
 def make(cache, **options):
     defaults = {"samples": (6, 3, 2), "last_time": 0.5, "frames": 6, "processes": 1}
-    data = PDEDataModule(EQUATION, cache_dir=cache, **defaults | options)
+    data = PDEDataModule(EQUATION, cache_dir=cache, **grouped(**defaults | options))
     data.prepare_data()
     data.setup()
     return data
@@ -197,16 +207,23 @@ def test_fingerprints_tell_views_apart(cache):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"horizon": 0}, "data.horizon is a positive whole number or null, got 0"),
-        ({"rollout": 0}, "data.rollout is a positive whole number or null, got 0"),
-        ({"history": 1.5}, "data.history is a positive whole number, got 1.5"),
-        ({"frames": 0}, "data.frames is a positive whole number, got 0"),
-        ({"processes": 0}, "data.processes is a positive whole number or null"),
+        ({"horizon": 0}, "data.window.horizon is a positive whole number or null, got 0"),
+        ({"rollout": 0}, "data.window.rollout is a positive whole number or null, got 0"),
+        ({"history": 1.5}, "data.window.history is a positive whole number, got 1.5"),
+        ({"frames": 0}, "data.generate.frames is a positive whole number, got 0"),
+        ({"first_time": 1.0, "last_time": 1.0}, "data.generate.last_time later, got 1.0 and 1.0"),
+        ({"first_time": -1.0}, "data.generate.first_time is 0 or more"),
+        ({"last_time": "late"}, "data.generate.last_time later, got 0.0 and late"),
+        ({"seed": 0.5}, "data.generate.seed is 0 or more, got 0.5"),
+        ({"time_stride": 0}, "data.sampling.time_stride is a positive whole number, got 0"),
+        ({"refinements": 2}, "data.sampling.refinements are divisors .* got 2 and 1"),
+        ({"window": 4}, "data.window is a group of options, got 4: set data.window.history or "),
+        ({"processes": 0}, "data.generate.processes is a positive whole number or null"),
         ({"limit": 0}, "data.limit is a positive whole number or null"),
-        ({"seed": -1}, "data.seed is 0 or more, got -1"),
+        ({"seed": -1}, "data.generate.seed is 0 or more, got -1"),
         ({"samples": 5}, "three positive numbers .* got 5"),
         ({"noise": 0.1}, "data.noise is null or a .*ObservationNoise with its std, got 0.1"),
-        ({"space_stride": 5}, "space_stride=5 does not divide 32 points"),
+        ({"space_stride": 5}, "data.sampling.space_stride=5 does not divide 32 points"),
         ({"space_stride": 40, "method": "spectral"}, "leaves a single point of 32"),
         ({"history": 6}, "windows need 7"),
         ({"samples": (1, 0, 1)}, "three positive numbers"),
@@ -238,13 +255,14 @@ def test_too_few_trajectories_and_missing_files_are_said(tmp_path):
     "equation", [Darcy(15, 29), CompressibleNavierStokes(64, boundary="outflow")]
 )
 def test_fourier_modes_of_what_is_not_periodic_are_refused(equation):
-    with pytest.raises(DataError, match=r"data.method=spectral is for periodic fields"):
-        PDEDataModule(equation, method="spectral")
-    PDEDataModule(equation, space_stride=7 if isinstance(equation, Darcy) else 8)
+    with pytest.raises(DataError, match=r"data.sampling.method=spectral is for periodic fields"):
+        PDEDataModule(equation, sampling=Sampling(method="spectral"))
+    stride = 7 if isinstance(equation, Darcy) else 8
+    PDEDataModule(equation, sampling=Sampling(space_stride=stride))
 
 
 def test_any_stride_may_leave_points_that_are_not_periodic():
-    data = PDEDataModule(Darcy(15, 29), space_stride=4)
+    data = PDEDataModule(Darcy(15, 29), sampling=Sampling(space_stride=4))
     assert [x.tolist() for x in data.coordinates] == [[0, 4 / 14, 8 / 14, 12 / 14]] * 2
 
 
@@ -257,7 +275,9 @@ def test_spectral_points_are_where_coordinates_say(cache):
     k = 2j * torch.pi / 16 * torch.arange(1, 4).double()
     want = v[:, :1].real + 2 * (v[:, 1:4] @ torch.exp(k[:, None] * x)).real
     torch.testing.assert_close(data.test_dataset[0]["target"][:, 0].double(), want)
-    centres = PDEDataModule(CompressibleNavierStokes(64), space_stride=2, method="spectral")
+    centres = PDEDataModule(
+        CompressibleNavierStokes(64), sampling=Sampling(space_stride=2, method="spectral")
+    )
     assert centres.coordinates[0][:2].tolist() == pytest.approx([1 / 64, 1 / 64 + 1 / 16])
 
 
@@ -311,13 +331,13 @@ def test_points_that_only_refinements_see_are_checked(tmp_path):
         file["tensor"] = np.ones((3, 4, 16), np.float32)
         file["tensor"][0, 2, 2] = np.nan
     files = {"source": "file", "data_dir": tmp_path, "file": "a.hdf5", "samples": (1, 1, 1)}
-    PDEDataModule(space_stride=4, **files).setup()
+    PDEDataModule(sampling=Sampling(4), **files).setup()
     with pytest.raises(DataError, match="Test trajectory 0 of"):
-        PDEDataModule(space_stride=4, refinements=(2,), **files).setup()
+        PDEDataModule(sampling=Sampling(4, refinements=(2,)), **files).setup()
 
 
 def test_windows_that_cannot_fit_are_refused_before_anything_is_solved(tmp_path):
-    data = PDEDataModule(replace(EQUATION, viscosity=0.31), cache_dir=tmp_path, history=9)
+    data = PDEDataModule(replace(EQUATION, viscosity=0.31), cache_dir=tmp_path, window=Window(9))
     with pytest.raises(DataError, match="windows need 10"):
         data.prepare_data()
     assert not list(tmp_path.iterdir())
@@ -367,5 +387,5 @@ def test_refinements_are_the_test_at_more_points(cache):
 
 @pytest.mark.parametrize("refinements", [(3,), (1,), (8,)])
 def test_refinements_divide_the_stride(refinements):
-    with pytest.raises(DataError, match=r"divisors of data\.space_stride above 1"):
-        PDEDataModule(EQUATION, space_stride=4, refinements=refinements)
+    with pytest.raises(DataError, match=r"divisors of data\.sampling\.space_stride above 1"):
+        Sampling(space_stride=4, refinements=refinements)

@@ -225,7 +225,7 @@ def data(**changed):
 
 def test_statistics_are_taken_over_before_training_alone():
     model = make()
-    model.trainer = SimpleNamespace(datamodule=data(), precision="32-true")
+    model.trainer = SimpleNamespace(datamodule=data())
     model.setup("test")
     assert torch.equal(model.states.mean, MEAN)
     model.setup("fit")
@@ -247,19 +247,19 @@ def test_statistics_are_taken_over_before_training_alone():
 )
 def test_data_that_do_not_fit_are_said_before_training(changed, message):
     model = make()
-    model.trainer = SimpleNamespace(datamodule=data(**changed), precision="32-true")
+    model.trainer = SimpleNamespace(datamodule=data(**changed))
     with pytest.raises(UnfitDataError, match=message):
         model.setup("fit")
 
 
 def test_a_network_with_other_outputs_is_said():
     model = LitOperator(Forecast(), nn.Conv1d(H * C, 5, 1), Optimisation(), channels=C)
-    model.trainer = SimpleNamespace(datamodule=data(), precision="32-true")
+    model.trainer = SimpleNamespace(datamodule=data())
     with pytest.raises(UnfitDataError, match=r"makes \[5, 16\] of frames"):
         model.setup("fit")
 
 
-SHORT = ("data.samples=[6,2,3]", "data.frames=6", "data.last_time=0.5")
+SHORT = ("data.samples=[6,2,3]", "data.generate.frames=6", "data.generate.last_time=0.5")
 RANDOM = (
     "trainer.limit_train_batches=null",
     *SHORT,
@@ -268,7 +268,7 @@ RANDOM = (
     "trainer.log_every_n_steps=1",
     "callbacks.pictures=null",
     "callbacks.last.every_n_train_steps=2",
-    "data.horizon=3",
+    "data.window.horizon=3",
     "model.training=pushforward",
     "model.noise=0.1",
 )

@@ -10,8 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from datamodules.pde.darcy import Darcy
+from datamodules.pde.generation import Generation
 from datamodules.pde.kuramoto_sivashinsky import KuramotoSivashinsky
 from datamodules.pde.module import PDEDataModule
+from datamodules.pde.views import Sampling, Window
 from lit_models.callbacks.averaging import ExponentialMovingAverage
 from lit_models.callbacks.cadence import is_due
 from lit_models.operators.pictures import (
@@ -38,8 +40,9 @@ def cache(tmp_path_factory):
 
 
 def waves(cache, **options) -> PDEDataModule:
-    frames = {"last_time": 1.0, "frames": 6, "normalise": False, "processes": 1}
-    return PDEDataModule(WAVES, samples=(4, 5, 1), cache_dir=cache, **frames | options)
+    how = Generation(last_time=1.0, frames=6, processes=1)
+    options |= {"cache_dir": cache, "generate": how, "normalise": False}
+    return PDEDataModule(WAVES, samples=(4, 5, 1), **options)
 
 
 def scene(points: tuple[int, ...], steps: int, channels: tuple[str, ...] = ("u",), **options):
@@ -95,7 +98,7 @@ class Recorded(FieldPictures):
 
 
 def test_a_training_leaves_pictures_of_the_first_and_the_last_validation(cache, tmp_path):
-    data = waves(cache, history=2, batch_size=4)
+    data = waves(cache, window=Window(history=2), batch_size=4)
     fit(tmp_path, Offset(), data, FieldPictures(rollouts=3), epochs=3)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     tags = {"space_time/sample_0", "space_time/sample_4", "spectrum", "error_by_step"}
@@ -123,7 +126,7 @@ def test_pictures_show_the_weights_that_are_validated(cache, tmp_path):
 
 
 def test_a_scene_knows_times_and_places(cache, tmp_path):
-    data = waves(cache, history=2, time_stride=2, space_stride=4)
+    data = waves(cache, window=Window(history=2), sampling=Sampling(4, 2))
     drawn = Recorded(samples=1)
     fit(tmp_path, Offset(), data, drawn)
     seen, true, _ = drawn.drawn[0]
@@ -137,7 +140,7 @@ def test_a_scene_knows_times_and_places(cache, tmp_path):
 
 def test_a_steady_problem_shows_its_input(cache, tmp_path):
     equation = Darcy(size=9, solver_size=33)
-    data = PDEDataModule(equation, (2, 2, 1), cache_dir=cache, normalise=False, processes=1)
+    data = PDEDataModule(equation, (2, 2, 1), cache_dir=cache, normalise=False)
     fit(tmp_path, Offset(), data, drawn := Recorded(samples=1))
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["fields/sample_0"]

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from runs import evaluate, load_run, predict
 from tests.running import report_of, train_here
 
-STRIDE = ("data.space_stride=4", "data.refinements=[2,4]", "model.net.modes=[6]")
+STRIDE = ("data.sampling.space_stride=4", "data.sampling.refinements=[2,4]", "model.net.modes=[6]")
 
 
 @pytest.fixture(scope="module")
