@@ -23,6 +23,8 @@ from train import CONFIGS
 ROOT = Path(__file__).parent.parent
 OURS = {"kernels", "lit_models", "datamodules", "studies", "ledger", "tools"}
 OURS |= {"train", "runs", "report", "reproduce", "checks", "errors"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md"]
+PAGES += [ROOT / "results" / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALLOWED = {
     "kernels": {"kernels"},
     "lit_models": {"lit_models", "kernels"},
@@ -134,6 +136,24 @@ def test_a_claim_has_lines_that_a_screen_holds_and_names_its_command(path):
     lines = path.read_text().splitlines()
     assert [line for line in lines if len(line) > 100] == []
     assert lines[0] == f"# make reproduce CLAIM={path.stem}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_and_headings_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        file, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def readme_commands() -> list[str]:

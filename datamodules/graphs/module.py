@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
+from torch_geometric.transforms import Compose
 
 from datamodules.base import SPLITS, DataModule
 from datamodules.cache_folder import CachePlan, load_tensors
@@ -50,7 +51,9 @@ class GraphDataModule(DataModule):
     Args:
         size_jitter: see SizeBudgetSampler; by default batches mix all sizes, which batch norm
             needs. Models that pad graphs to the largest of a batch take less time with 0.1.
-        loading: see DataModule.
+        pre_transform: a PyG transform of whole batches that is independent of which graphs are in
+            them; applied as they are loaded, before `batch_transform`.
+        batch_transform, loading: see DataModule.
 
     Attributes:
         label_names: one name per output column, where they have names.
@@ -60,8 +63,17 @@ class GraphDataModule(DataModule):
     collate = staticmethod(join_graphs)
     label_names: list[str] = []  # noqa: RUF012 (a default, replaced and never changed)
 
-    def __init__(self, size_jitter: float = 10.0, **loading: Any):
-        super().__init__(size_jitter=size_jitter, **loading)
+    def __init__(
+        self,
+        size_jitter: float = 10.0,
+        pre_transform: Callable[[Data], Data] | None = None,
+        batch_transform: Callable[[Batch], Batch] | None = None,
+        **loading: Any,
+    ):
+        if pre_transform is not None:
+            given = [pre_transform, batch_transform] if batch_transform else [pre_transform]
+            batch_transform = Compose(given)
+        super().__init__(size_jitter=size_jitter, batch_transform=batch_transform, **loading)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
         """Move a batch without waiting: loaders leave those for a GPU in page-locked memory."""

@@ -62,3 +62,23 @@ def test_training_batches_mix_all_sizes_unless_told_otherwise():
         spread[name] = torch.stack(parts).mean()
     assert spread["default"] == pytest.approx(sizes.double().log().std().item(), rel=0.15)
     assert spread["alike"] < spread["default"] / 4
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_graphs_that_are_not_cached_are_transformed_as_they_are_loaded(planned):
+    """As models ask for in their configs, and before what is done to the batch."""
+    graphs = [path(5, torch.int64), path(7, torch.int64)]
+
+    def number(batch: Batch) -> Batch:
+        batch.number = torch.arange(batch.num_nodes)
+        return batch
+
+    def double(batch: Batch) -> Batch:
+        batch.number = 2 * batch.number
+        return batch
+
+    options = {"pre_transform": number} | ({"batch_transform": double} if planned else {})
+    data = Own(graphs, batch_size=2, **options)
+    (batch,) = data.val_dataloader()
+    assert batch.number.tolist() == [(1 + planned) * i for i in range(12)]
+    assert data.fingerprint == Own(graphs).fingerprint  # runs of other models may be compared
