@@ -60,6 +60,12 @@ FAULTS = [
         ),
         ("triangles in the wrong order", "LU._solve_", "('upper', 'lower')", "('lower', 'upper')"),
         ("dominance is not asked for", "_require_stability", "failing == 0", "failing >= 0"),
+        (
+            "a scaling of equations",
+            "_require_stability",
+            "plan.col))",
+            "plan.row))",
+        ),
         ("residual of the wrong sign", "LU.__init__", "values[:plan.num_entries].neg_()", "pass"),
     ),
     *faults_of(

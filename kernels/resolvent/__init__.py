@@ -80,8 +80,9 @@ def resolvent(
             for the S × P states, linear in N; `auto` takes the one that `cost.py` expects to be
             faster.
         refine: steps of iterative refinement after every solve. 0 demands that every graph's I − A
-            is diagonally dominant, by its columns or by its rows, or that the graph has no cycles
-            (checked on the CPU); from 1 on any I − A is tried and the residual checked and logged.
+            is diagonally dominant, by its columns, by its rows or after a diagonal scaling, or that
+            the graph has no cycles (checked on the CPU); from 1 on any I − A is tried and the
+            residual checked and logged.
         backend: `triton` (kernels for a GPU; the exact modes without refinement, no float64),
             `torch` (vectorised, any device), `reference` (float64 textbook loop), or `auto`,
             which is `triton` on a GPU wherever it can be, else `torch`; the choice is logged once.

@@ -365,7 +365,7 @@ def check_edges(edge_index: Int[Tensor, "2 E"], ptr: Int[Tensor, " G1"]) -> None
             f"edge_index must name nodes 0 … {nodes - 1}, "
             f"got {int(edge_index.min())} … {int(edge_index.max())}."
         )
-    graph = torch.bucketize(edge_index, ptr[1:], right=True)
+    graph = torch.bucketize(edge_index.contiguous(), ptr[1:], right=True)
     if (graph[0] != graph[1]).any():
         raise ValueError(
             "An edge joins two graphs of the batch: ptr and edge_index do not belong together."

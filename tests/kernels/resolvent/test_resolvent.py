@@ -280,7 +280,7 @@ def test_tensors_of_heads_by_nodes_squared(form, most):
 
 def test_refinement_solves_what_is_not_dominant_and_reports_its_residual(caplog):
     inputs = RESOLVENT.cases["general"](torch.float32, 0)
-    inputs["edge_weight"] = inputs["edge_weight"] * -1.5
+    inputs["edge_weight"] = inputs["edge_weight"] * -3
     with pytest.raises(ValueError, match="graph 0, head 0 is singular or not diagonally dominant"):
         resolvent(**inputs)
     with caplog.at_level(logging.INFO, "kernels"):
@@ -289,6 +289,31 @@ def test_refinement_solves_what_is_not_dominant_and_reports_its_residual(caplog)
     exact = in_float64(inputs)
     for name, want in with_gradients(RESOLVENT.reference, exact).items():
         torch.testing.assert_close(got[name].double(), want, rtol=1e-4, atol=1e-4)
+
+
+def normalised_star(leaves: int, norm: float) -> dict[str, torch.Tensor]:
+    """Weights norm / √(d_i d_j); those at the hub sum to norm · √leaves."""
+    leaf = torch.arange(1, leaves + 1)
+    there = torch.stack([torch.zeros_like(leaf), leaf])
+    edges = torch.cat([there, there.flip(0)], dim=1)
+    weight = torch.full((edges.shape[1], 1), norm / leaves**0.5)
+    B, C, V = torch.randn(leaves + 1, 3), torch.randn(leaves + 1, 3), torch.randn(leaves + 1, 1, 2)
+    ptr = torch.tensor([0, leaves + 1])
+    return {"edge_index": edges, "edge_weight": weight, "B": B, "C": C, "V": V, "ptr": ptr}
+
+
+def test_symmetric_normalisation_is_dominant_after_a_scaling():
+    inputs = normalised_star(100, 0.9)
+    got = with_gradients(resolvent, inputs)
+    for name, want in with_gradients(RESOLVENT.reference, in_float64(inputs)).items():
+        torch.testing.assert_close(got[name].double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_no_scaling_makes_dominant_is_refused(sign):
+    """Its spectral radius is 1.05."""
+    with pytest.raises(ValueError, match="not diagonally dominant, not even after a scaling"):
+        resolvent(**normalised_star(100, sign * 1.05))
 
 
 def test_singular_systems_are_named():
