@@ -66,6 +66,7 @@ def compiled(launch: Launch, architecture: int) -> Usage:
             constants.setdefault(name, value)
             signature[name] = "constexpr"
             continue
+        assert value is not None  # what is no constant was given
         signature[name] = TYPES[value.dtype] if isinstance(value, Tensor) else _scalar(value)
         aligned = value.data_ptr() if isinstance(value, Tensor) else value
         if isinstance(aligned, int) and aligned % 16 == 0 and not plain:

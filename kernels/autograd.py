@@ -1,8 +1,10 @@
 """What the ops' own backward passes have in common."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
+from torch.library import CustomOpDef  # pyright: ignore[reportPrivateImportUsage]
 
 
 class FirstDerivativesOnlyError(RuntimeError):
@@ -31,7 +33,7 @@ def differentiate_by(op: CustomOpDef, backward: CustomOpDef, gradients: int) -> 
         refuse_second_derivatives()
         return *backward(dY, *ctx.saved_tensors, *ctx.options), *(None,) * ctx.without
 
-    def shapes(dY: Tensor, *inputs: object) -> tuple[Tensor, ...]:
+    def shapes(dY: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         return tuple(
             torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:gradients]
         )

@@ -3,16 +3,20 @@
 import functools
 import importlib.util
 import logging
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 Backend = Literal["auto", "torch", "triton", "reference"]
+Function = TypeVar("Function", bound=Callable)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool, knows: str) -> str:
+def choose_backend(
+    backend: Backend, tensors: tuple[Tensor, ...], able: bool, knows: str
+) -> Backend:
     """The backend that is meant: by default Triton's kernels on a GPU, wherever they can do it.
 
     Args:
@@ -39,6 +43,11 @@ def choose_backend(backend: Backend, tensors: tuple[Tensor, ...], able: bool, kn
 def can_be_checked(x: Tensor) -> bool:
     """Whether a look at numbers costs no wait for a GPU, and is no break in a compiled graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def uncompiled(function: Function) -> Function:
+    """Keep a function out of compiled graphs by `torch.compiler.disable`, which loses its type."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 def log_choice(op: str, backend: str, how: str, device: str) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
 
 
 class Launch(NamedTuple):
@@ -55,7 +56,7 @@ def launch(
         with torch.cuda.device(device):
             kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
         return
-    if not triton.knobs.runtime.interpret:
+    if not knobs.runtime.interpret:
         raise ValueError(
             "Triton kernels need tensors on a GPU: move them there, leave backend='triton' out, or "
             "set TRITON_INTERPRET=1 before Python starts to have them interpreted, slowly."
@@ -72,6 +73,16 @@ def noted_launches() -> Iterator[list[Launch]]:
         yield _notebook
     finally:
         _notebook = before
+
+
+def cdiv(count: int, size: int) -> int:
+    """`triton.cdiv` outside of kernels, where it gives a plain number."""
+    return cast(int, triton.cdiv(count, size))
+
+
+def next_power_of_2(size: int) -> int:
+    """`triton.next_power_of_2` outside of kernels, where it gives a plain number."""
+    return cast(int, triton.next_power_of_2(size))
 
 
 def dot_precision(dtype: torch.dtype) -> str:

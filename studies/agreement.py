@@ -1,6 +1,7 @@
 """How far two encoders of text with the same weights are from each other."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,9 +34,9 @@ def measure(
         if weight.ndim == 2:
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     nets[1].load_state_dict(nets[0].state_dict())
-    tokens = torch.randint(0, nets[0].vocabulary, (1, sum(sizes)))
+    tokens = torch.randint(0, cast(int, nets[0].vocabulary), (1, sum(sizes)))
     ptr = torch.tensor([0, *sizes]).cumsum(0)
-    cotangent = torch.randn(1, sum(sizes), nets[0].width)
+    cotangent = torch.randn(1, sum(sizes), cast(int, nets[0].width))
     results = []
     for net in nets:
         y = net(tokens, torch.zeros_like(tokens), ptr=ptr)

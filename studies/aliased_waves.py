@@ -135,7 +135,7 @@ def markov_gap(
     steps: int,
     lr: float,
     seed: int,
-) -> dict[str, dict]:
+) -> dict[str, Any]:
     """Train a network on aliased waves, and set its error against the bound of the last frame.
 
     All errors are root mean squares over those of the true fields, of one step from true frames.

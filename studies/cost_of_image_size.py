@@ -5,9 +5,10 @@ patches where attention is quadratic.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from studies.cost_of_length import costs
 
@@ -31,14 +32,15 @@ def measure(
     """
     torch.manual_seed(seed)
     net = encoder()
+    width, encode = cast(int, net.width), cast(Callable[[Tensor], Tensor], net.encode)
 
     def step_at(side: int) -> Callable[[], None]:
-        x = torch.randn(1, side, side, net.width, requires_grad=True)
+        x = torch.randn(1, side, side, width, requires_grad=True)
 
         def step() -> None:
             net.zero_grad()
             x.grad = None
-            net.encode(x).sum().backward()
+            encode(x).sum().backward()
 
         return step
 

@@ -6,6 +6,7 @@ where attention is quadratic. Scaled-dot-product attention in tiles keeps its me
 
 import timeit
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def measure(
     net = encoder()
 
     def step_at(length: int) -> Callable[[], None]:
-        tokens = torch.randint(0, net.vocabulary, (1, length))
+        tokens = torch.randint(0, cast(int, net.vocabulary), (1, length))
         types, tokens_of_each = torch.zeros_like(tokens), torch.tensor([length])
 
         def step() -> None:

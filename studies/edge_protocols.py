@@ -82,7 +82,7 @@ class Protocol:
     rounds: int
     bits: int
     step: Callable[[int, Any, int, Any, Any], int]
-    output: Callable[[int | None, Any], int]
+    output: Callable[[Any, Any], int]
     symmetric: bool = False
 
 
@@ -146,7 +146,7 @@ def simulate(protocol: Protocol, graph: Graph, inputs: Mapping[Edge, int]) -> Ex
 
 def count(trace: Iterable[np.ndarray]) -> tuple[np.ndarray, int, int]:
     """Execute a trace: the states after the last round, rounds, most bits that a state used."""
-    rounds, bits = 0, 0
+    states, rounds, bits = np.array(0), 0, 0
     for states in trace:
         rounds, bits = rounds + 1, max(bits, bits_of(states.max()))
     return states, rounds, bits
@@ -411,7 +411,8 @@ class Complete(Task):
         )
 
     @cached_property
-    def graph(self) -> Graph:  # made only where it is walked: n²/2 tuples
+    def graph(self) -> Graph:  # pyright: ignore[reportIncompatibleVariableOverride]
+        # Made only where it is walked: n²/2 tuples.
         return Graph(
             self.vertices,
             tuple((u, v) for u in range(self.vertices) for v in range(u + 1, self.vertices)),
@@ -440,7 +441,7 @@ class Complete(Task):
     def _edge_step(self, t: int, edge: Edge, own: int, states: Any, given: int | None) -> int:
         u, v = edge
         if t == 1:
-            return given if v < self.half else 0
+            return (given or 0) if v < self.half else 0
         if t == 2:
             partner = v - self.half
             crosses = u < self.half <= v and u != partner
@@ -466,13 +467,13 @@ class Complete(Task):
         states = np.zeros_like(states)
         states[half:, half:] = common
         yield states
-        touched = states.any(1)
+        touched = np.asarray(states.any(1))
         states = touched[:, None] | touched
         np.fill_diagonal(states, False)
         yield states
 
     def edge_outputs(self, states: np.ndarray) -> np.ndarray:
-        return states.any(1)
+        return np.asarray(states.any(1))
 
     def _node_step(self, t: int, vertex: int, own: int, states: Any, given: Any) -> int:
         half, gathers = self.half, t == self.node_protocol.rounds
@@ -502,7 +503,7 @@ class Complete(Task):
         return states
 
 
-TASKS: dict[str, type[Task]] = {"paths": Paths, "tree": Tree, "complete": Complete}
+TASKS: dict[str, Callable[[int], Task]] = {"paths": Paths, "tree": Tree, "complete": Complete}
 INSTANCES = 4  # random inputs a size
 
 

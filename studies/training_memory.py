@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
@@ -36,16 +35,21 @@ def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    events = profiler.profiler.kineto_results.events()
+    assert profiler.profiler is not None  # once it has run
+    results = profiler.profiler.kineto_results
+    assert results is not None
+    events = results.events()
     memory = sorted(
         (event for event in events if event.name() == "[memory]"),
         key=lambda event: event.start_ns(),
     )
-    return max(accumulate((event.nbytes() for event in memory), initial=0))
+    # torch's stubs leave nbytes out.
+    sizes = (event.nbytes() for event in memory)  # pyright: ignore[reportAttributeAccessIssue]
+    return max(accumulate(sizes, initial=0))
 
 
 def measure(
-    net: Callable[[], nn.Module],
+    net: Callable[[], Any],
     gradient: str,
     evaluations: Sequence[int],
     *,

@@ -45,6 +45,7 @@ def draw(name: str) -> Path:
     """A PNG or a GIF of one trajectory."""
     data = load(name, ["scale=demo"])
     equation = data.equation
+    assert equation is not None  # as the data are generated
     times = data.times
     if len(equation.shape) > 1 and times:
         times = tuple(np.linspace(times[0], times[-1], FRAMES))

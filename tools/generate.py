@@ -61,8 +61,10 @@ def main() -> None:
     (path,) = data.paths()
     seconds = time.monotonic() - began
     frames = len(data.times) or 1
-    shape = "×".join(map(str, data.equation.shape))
-    channels = ", ".join(data.equation.channels)
+    equation = data.equation
+    assert equation is not None  # as the data are generated
+    shape = "×".join(map(str, equation.shape))
+    channels = ", ".join(equation.channels)
     print(
         f"{path}: {sum(data.samples):,} × {frames} states of {channels} on {shape} points, "
         f"{path.stat().st_size / 2**20:,.1f} MiB, in {seconds:.0f} s.\n"

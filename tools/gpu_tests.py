@@ -112,7 +112,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         "versions": {library: version(library) for library in LIBRARIES},
     }
     writes = not hasattr(session.config, "workerinput")
-    progress = Progress(facts, session.config.getoption("--benchmark"), writes)
+    progress = Progress(facts, bool(session.config.getoption("--benchmark")), writes)
     session.config.pluginmanager.register(progress)
 
 

@@ -206,4 +206,6 @@ def _sum_of_any(
     backend: Backend,
 ) -> Tensor:
     mixed = [chain.mix(V, sizes, backend) for chain in chains]
-    return sum(mixed if skip is None else [V * skip.unsqueeze(-1), *mixed])
+    total = sum(mixed if skip is None else [V * skip.unsqueeze(-1), *mixed])
+    assert isinstance(total, Tensor)  # of one chain at least
+    return total

@@ -43,7 +43,8 @@ def simple_gla(weight: Tensor, B: Tensor, C: Tensor, V: Tensor, plan: ChainPlan)
 
     They share no projections among heads: B and C are copied for each.
     """
-    from fla.ops.simple_gla import chunk_simple_gla  # installed for benchmarks on a GPU alone
+    # Installed for benchmarks on a GPU alone.
+    from fla.ops.simple_gla import chunk_simple_gla  # pyright: ignore[reportMissingImports]
 
     weight, B, C, V = _sequences(plan, weight, B, C, V)
     log_weight = torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:].log()], dim=1)
@@ -69,6 +70,6 @@ def mamba_module(module: str) -> ModuleType:
             raise ModuleNotFoundError("mamba-ssm is not installed: make benchmark does that.")
         package = ModuleType("mamba_ssm")
         package.__spec__ = found
-        package.__path__ = found.submodule_search_locations
+        package.__path__ = found.submodule_search_locations or []
         sys.modules["mamba_ssm"] = package
     return importlib.import_module(f"mamba_ssm.{module}")

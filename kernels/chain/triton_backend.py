@@ -20,7 +20,7 @@ spans, b blocks, k chains.
 """
 
 import functools
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 import triton
@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.autograd import differentiate_by
-from kernels.launch import dot_precision, launch
+from kernels.launch import cdiv, dot_precision, launch, next_power_of_2
 
 Q = 32  # nodes of a block
 WIDE = 32  # numbers along S or P in one operand of a tl.dot
@@ -86,7 +86,7 @@ class _Tables(NamedTuple):
 def _blocks_of_a_span(V: Tensor) -> int:
     """As many as leave enough programs."""
     nodes, heads, P = V.shape
-    programs = triton.cdiv(nodes, Q) * heads * triton.cdiv(P, NARROW)
+    programs = cdiv(nodes, Q) * heads * cdiv(P, NARROW)
     return min(max(programs // PROGRAMS, 1), LONGEST_SPAN)
 
 
@@ -133,8 +133,8 @@ def _chain(
     constants = _constants(B, V, reverse)
     E = _entering_spans(weight, B, V, spans, chains, constants, adjoint=False)
     Y = torch.empty_like(V)
-    grid = (len(spans) * V.shape[1] * triton.cdiv(V.shape[2], NARROW),)
-    slices = triton.cdiv(B.shape[1], constants["SB"])
+    grid = (len(spans) * V.shape[1] * cdiv(V.shape[2], NARROW),)
+    slices = cdiv(B.shape[1], constants["SB"])
     # All its dots hang together, so Triton lays all warps along Q: more than 2 repeat each other's
     # work, and only spread what else there is in registers.
     options = {"PB": NARROW, "SLICES": slices, "num_warps": 2 if slices <= 2 else 8}
@@ -172,24 +172,24 @@ def _chain_backward(
         F = _entering_blocks(F, weight, C, dY, spans, len(blocks), constants, adjoint=True)
     dw, dB, dC, dV = (torch.empty_like(x) for x in (weight, B, C, V))
     dK_HNQ = V.new_empty(V.shape[1], len(V), Q, dtype=torch.float32)
-    sizes = (len(V), *_sizes(B, V))
+    counts = (len(V), *_sizes(B, V))
     tensors = (weight, B, C, V, dY, E, F, blocks, dw, dV, dK_HNQ)
     grid = (len(blocks) * V.shape[1],)
-    launch(value_gradients_kernel, grid, *tensors, *sizes, **constants | {"PB": NARROW})
-    grid = (len(blocks) * triton.cdiv(B.shape[1], constants["SB"]),)
+    launch(value_gradients_kernel, grid, *tensors, *counts, **constants | {"PB": NARROW})
+    grid = (len(blocks) * cdiv(B.shape[1], constants["SB"]),)
     for adjoint, tensors in ((False, (V, F, C)), (True, (dY, E, B))):
         tensors = (weight, *tensors, dK_HNQ, blocks, dC if adjoint else dB)
-        launch(key_gradients_kernel, grid, *tensors, *sizes, ADJOINT=adjoint, **constants)
+        launch(key_gradients_kernel, grid, *tensors, *counts, ADJOINT=adjoint, **constants)
     return dw, dB, dC, dV
 
 
 differentiate_by(_chain, _chain_backward, gradients=4)
 
 
-def _constants(B: Tensor, V: Tensor, reverse: bool) -> dict[str, int | str]:
+def _constants(B: Tensor, V: Tensor, reverse: bool) -> dict[str, Any]:
     """What all kernels that read nodes are compiled for."""
     widths = B.shape[1], V.shape[2]
-    SB, PB = (min(max(16, triton.next_power_of_2(width)), WIDE) for width in widths)
+    SB, PB = (min(max(16, next_power_of_2(width)), WIDE) for width in widths)
     precision = dot_precision(V.dtype)
     return {"STEP": -1 if reverse else 1, "Q": Q, "SB": SB, "PB": PB, "PRECISION": precision}
 
@@ -200,11 +200,11 @@ def _sizes(keys: Tensor, values: Tensor) -> tuple[int, int, int]:
 
 
 def _grid_of_states(
-    spans: Tensor, keys: Tensor, values: Tensor, constants: dict[str, int | str]
+    spans: Tensor, keys: Tensor, values: Tensor, constants: dict[str, Any]
 ) -> tuple[int]:
     """A program for every span, head and part of the state."""
     (H, P), S = values.shape[1:], keys.shape[1]
-    parts = triton.cdiv(S, constants["SB"]) * triton.cdiv(P, constants["PB"])
+    parts = cdiv(S, constants["SB"]) * cdiv(P, constants["PB"])
     return (len(spans) * H * parts,)
 
 
@@ -214,7 +214,7 @@ def _entering_spans(
     values: Tensor,
     spans: Tensor,
     chains: Tensor,
-    constants: dict[str, int | str],
+    constants: dict[str, Any],
     *,
     adjoint: bool,
 ) -> Float[Tensor, "c H S P"]:
@@ -229,7 +229,7 @@ def _entering_spans(
     tensors = (weight, keys, values, spans, added, decay, *_sizes(keys, values))
     launch(added_by_spans_kernel, grid, *tensors, ADJOINT=adjoint, **constants)
     size = shape[2] * P
-    grid = (len(chains) * H * triton.cdiv(size, NUMBERS_PASSED),)
+    grid = (len(chains) * H * cdiv(size, NUMBERS_PASSED),)
     tiles = {"T": SPANS_PASSED, "W": NUMBERS_PASSED, "PRECISION": constants["PRECISION"]}
     launch(pass_on_kernel, grid, added, decay, chains, entering, H, size, ADJOINT=adjoint, **tiles)
     return entering
@@ -242,7 +242,7 @@ def _entering_blocks(
     values: Tensor,
     spans: Tensor,
     blocks: int,
-    constants: dict[str, int | str],
+    constants: dict[str, Any],
     *,
     adjoint: bool,
 ) -> Float[Tensor, "b H S P"]:

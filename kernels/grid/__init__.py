@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.backends import Backend, choose_backend, log_choice
+from kernels.backends import Backend, choose_backend, log_choice, uncompiled
 from kernels.grid.torch_backend import row_form, state_form
 from kernels.precision import in_float32
 
@@ -184,7 +184,8 @@ def grid_dags(
         *operands, skip, V = inputs
         total = V * skip.unsqueeze(-1)
         for i, dag in enumerate(dags):
-            total = total + GridDag(*operands[5 * i : 5 * i + 5], dag.root).mix(V, form, backend)
+            left, top, scale, B, C = operands[5 * i : 5 * i + 5]
+            total = total + GridDag(left, top, scale, B, C, dag.root).mix(V, form, backend)
         return total
 
     given = (*inputs[:-1], skip, V)
@@ -200,7 +201,7 @@ def _has_numba() -> bool:
     return True
 
 
-@torch.compiler.disable
+@uncompiled
 def _by_numba(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> Tensor:
     from kernels.grid import numba_backend  # where there is numba
 
@@ -215,7 +216,8 @@ def _by_numba(dags: Sequence[GridDag], V: Tensor, skip: Tensor, form: Form) -> T
     ]
     computed = numba_backend.RowForm if form == "row" else numba_backend.StateForm
     ways = numba_backend.Ways([dag.root for dag in dags], of_dags)
-    tensors = [dag[i] for i in range(3) for dag in dags] + [x[i] for i in (3, 4) for x in groups]
+    weights = [*(x.left for x in dags), *(x.top for x in dags), *(x.scale for x in dags)]
+    tensors = [*weights, *(x.B for x in groups), *(x.C for x in groups)]
     return in_float32(lambda *x: computed.apply(ways, *x[-2:], *x[:-2]), *tensors, skip, V)
 
 
@@ -249,7 +251,7 @@ def _by_row_kernels(dags: Sequence[GridDag], V: Tensor, skip: Tensor) -> Tensor:
         same = [i for i, it in enumerate(shared) if it.B is dag.B and it.C is dag.C]
         sets.append(same[0] if same else len(shared))
         shared += [] if same else [dag]
-    weights = (torch.stack(x) for x in list(zip(*dags, strict=True))[:3])
-    projections = (torch.stack(x) for x in list(zip(*shared, strict=True))[3:5])
+    left, top, scale = (torch.stack(x) for x in list(zip(*dags, strict=True))[:3])
+    B, C = (torch.stack(x) for x in list(zip(*shared, strict=True))[3:5])
     corners = [list(CORNERS).index(dag.root) for dag in dags]
-    return triton_backend.grid_rows(*weights, *projections, skip, V, corners, sets)
+    return triton_backend.grid_rows(left, top, scale, B, C, skip, V, corners, sets)

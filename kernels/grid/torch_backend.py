@@ -97,7 +97,7 @@ class _RowForm(torch.autograd.Function):
         return Y
 
     @staticmethod
-    def backward(ctx, dY: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, dY: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         left, top, B, C, V = ctx.saved_tensors
         d_left, d_top, dB, dC, dV = (x.new_empty(x.shape) for x in ctx.saved_tensors)
@@ -238,7 +238,7 @@ class _StateForm(torch.autograd.Function):
         return Y
 
     @staticmethod
-    def backward(ctx, dY: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, dY: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         left, top, B, C, V = ctx.saved_tensors
         # Nothing enters the first column and the first row.

@@ -7,7 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.backends import Backend, can_be_checked, choose_backend, log_choice
+from kernels.backends import (
+    Backend,
+    can_be_checked,
+    choose_backend,
+    log_choice,
+    uncompiled,
+)
 from kernels.resolvent.cost import faster_form, faster_form_on_gpu
 from kernels.resolvent.elimination import Elimination, eliminate
 from kernels.resolvent.neumann import neumann_form
@@ -130,6 +136,7 @@ def _by_triton(
     _check_plan(plan, edge_index, V, mode)
     if plan.schedule is None or plan.schedule.table.device != V.device:
         plan = _laid_out(plan, V.device)
+    assert plan.schedule is not None  # laid out above
     if form == "auto":
         form = faster_form_on_gpu(plan, B.shape[1], *V.shape[1:])
     log_choice("resolvent", "triton", f"{mode}, {form} form", V.device.type)
@@ -137,7 +144,7 @@ def _by_triton(
     return compute(*inputs, schedule=plan.schedule)
 
 
-@torch.compiler.disable
+@uncompiled
 def _make_plan(edge_index: Tensor, V: Tensor, ptr: Tensor | None, mode: Mode) -> Plan:
     ptr = _batch_boundaries(ptr, V)
     _check_ptr(ptr, V.shape[0])
@@ -145,12 +152,12 @@ def _make_plan(edge_index: Tensor, V: Tensor, ptr: Tensor | None, mode: Mode) ->
     return make_plan(edge_index, V.shape[0], ptr, order=order)
 
 
-@torch.compiler.disable
+@uncompiled
 def _laid_out(plan: Plan, device: torch.device) -> Plan:
     return scheduled(plan, device)
 
 
-@torch.compiler.disable
+@uncompiled
 def _elsewhere(
     edge_index: Tensor,
     edge_weight: Tensor,
@@ -179,6 +186,7 @@ def _elsewhere(
             log_choice("resolvent", backend, mode, V.device.type)
             return resolvent_reference(*inputs, ptr=ptr, terms=terms).to(V.dtype)
         if mode == "neumann":
+            assert terms is not None  # see check_terms
             check_edges(edge_index, ptr)
             log_choice("resolvent", "torch", mode, V.device.type)
             return neumann_form(*inputs, batch=Ragged(ptr, V.shape[0]), terms=terms).to(V.dtype)

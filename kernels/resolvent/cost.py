@@ -7,6 +7,7 @@ of a dense front and their products. So it also says how large a front should be
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -26,13 +27,13 @@ UNFITTED = {
     "bytes": 3e-13,
     "flop": 5e-14,
 }
-FORMS = ("row", "state")
+FORMS: tuple[Literal["row", "state"], ...] = ("row", "state")
 MOST_NUMBERS = 2**30  # of (I − A)⁻¹ on a GPU, which a backward pass holds twice
 FITTED = json.loads(PATH.read_text())
 GPU_UNIT = FITTED["cuda"]["seconds"] if "cuda" in FITTED else UNFITTED
 
 
-def faster_form(plan: Plan, state: int, heads: int, head_dim: int) -> str:
+def faster_form(plan: Plan, state: int, heads: int, head_dim: int) -> Literal["row", "state"]:
     """The torch backend's form that is expected to take less time, forward and backward.
 
     Args:
@@ -44,8 +45,11 @@ def faster_form(plan: Plan, state: int, heads: int, head_dim: int) -> str:
     return min(FORMS, key=lambda form: seconds(amounts(plan, *size, form), unit))
 
 
-def faster_form_on_gpu(plan: Plan, state: int, heads: int, head_dim: int) -> str:
+def faster_form_on_gpu(
+    plan: Plan, state: int, heads: int, head_dim: int
+) -> Literal["row", "state"]:
     """The same of the Triton kernels, within memory; reads no tensor of a plan with a schedule."""
+    assert plan.schedule is not None  # as the kernels need one
     if heads * plan.schedule.numbers > MOST_NUMBERS:
         return "state"
     size = (state, heads, head_dim)
@@ -91,6 +95,7 @@ def amounts(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> Amo
 def amounts_on_gpu(plan: Plan, state: int, heads: int, head_dim: int, form: str) -> Amounts:
     """The same of the Triton kernels, and what their programs do one after the other."""
     schedule = plan.schedule
+    assert schedule is not None  # as the kernels need one
     by_row = form == "row"
     solves = 2 if by_row else 3
     numbers = schedule.numbers if by_row else plan.num_nodes * state * head_dim

@@ -10,7 +10,7 @@ import torch
 
 from kernels.cost import Amounts
 from kernels.fitting import fit, median_seconds
-from kernels.resolvent import Plan, make_plan, resolvent
+from kernels.resolvent import Form, Plan, make_plan, resolvent
 from kernels.resolvent.cost import FORMS, FRONTS, PATH, amounts, amounts_on_gpu
 from kernels.resolvent.scheduling import make_schedule
 from kernels.resolvent.spec import make, peptide, superpixels, tree
@@ -55,7 +55,7 @@ def _variants(
         yield amounts_on_gpu(laid_out, *size, form), laid_out, f", front {front}"
 
 
-def passes(inputs: dict, plan: Plan, form: str) -> Callable[[], object]:
+def passes(inputs: dict, plan: Plan, form: Form) -> Callable[[], object]:
     """A forward and a backward pass."""
     names = ("edge_weight", "B", "C", "V")
     tensors = {name: inputs[name].requires_grad_() for name in names}

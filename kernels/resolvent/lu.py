@@ -91,6 +91,7 @@ class LU:
         self, right: Tensor, X: Tensor, transposed: bool, head: int | None, stack: int | None
     ) -> Tensor:
         """right − (I − A) X."""
+        assert self._matrix is not None  # kept where there is refinement
         product = X.clone()
         sweep = self.plan.product(transposed, stack is not None, self._heads(head))
         _sweep_(product, self._matrix[head], sweep, stack or 0)

@@ -18,8 +18,9 @@ def padded_inverse_float64(
     edge_index: Tensor, edge_weight: Tensor, B: Tensor, C: Tensor, V: Tensor, ptr: Tensor
 ) -> Tensor:
     """The released way: the inverse of every padded matrix, dense, in float64."""
-    numbers = (x.double() for x in (edge_weight, B, C, V))
-    return _padded(torch.linalg.inv, edge_index, *numbers, ptr).to(V.dtype)
+    dtype = V.dtype
+    edge_weight, B, C, V = (x.double() for x in (edge_weight, B, C, V))
+    return _padded(torch.linalg.inv, edge_index, edge_weight, B, C, V, ptr).to(dtype)
 
 
 def linalg_solve(

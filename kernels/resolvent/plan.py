@@ -8,7 +8,7 @@ column), upper entries by the round of their pivot (their row), then the diagona
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -34,7 +34,7 @@ class Level(NamedTuple):
     """Rows that become weighted sums of rows, themselves among them, at once."""
 
     terms: slice  # of the sweep's weights
-    index: Tensor  # row of each term
+    read: Tensor  # row of each term
     offset: Tensor  # first term of each sum, and their number
     rows: Tensor  # where the sums go
 
@@ -84,8 +84,8 @@ class Plan(Ragged):
     schedule: Schedule | None = None
 
     @cached_property
-    def tables(self) -> dict[tuple, "Sweep | list[Pairs] | Plan"]:
-        """What has been derived from the plan so far, by its kind and options."""
+    def tables(self) -> dict[tuple, Any]:
+        """What has been derived so far, by its kind, which also tells its type, and options."""
         return {}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Plan":

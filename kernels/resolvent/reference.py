@@ -32,7 +32,7 @@ def resolvent_matrix(
         if terms is None:
             try:
                 matrices.append(torch.linalg.inv(identity - A))
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
                 raise ValueError(SINGULAR.format(graph=0, head=head)) from error
         else:
             power, total = identity, identity

@@ -65,7 +65,7 @@ class _RowForm(torch.autograd.Function):
         return plan.unpadded(Y_RHP)
 
     @staticmethod
-    def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         B_NS, C_NS, V_NHP, edge_index, *L = ctx.saved_tensors
         plan = ctx.lu.plan
@@ -107,7 +107,7 @@ class _StateForm(torch.autograd.Function):
         return Y_NHP
 
     @staticmethod
-    def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, dY_NHP: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         B_NS, C_NS, V_NHP, edge_index = ctx.saved_tensors
         dB_NS, dC_NS, dV_NHP = (torch.zeros_like(x) for x in (B_NS, C_NS, V_NHP))

@@ -4,7 +4,7 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from kernels.backends import HAS_TRITON
+from kernels.backends import HAS_TRITON, uncompiled
 from kernels.resolvent.elimination import PASSES, SLACK, Elimination, eliminate
 from kernels.resolvent.plan import Plan, make_plan
 from kernels.resolvent.scheduling import scheduled
@@ -19,7 +19,10 @@ class AddElimination(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         ptr = data.ptr if "ptr" in data else None
-        rounds, fill_index = eliminate(data.edge_index, data.num_nodes, ptr)
+        edge_index, nodes = data.edge_index, data.num_nodes
+        assert edge_index is not None  # of a graph
+        assert nodes is not None
+        rounds, fill_index = eliminate(edge_index, nodes, ptr)
         data.elimination_round, data.fill_index = rounds, fill_index
         return data
 
@@ -38,13 +41,13 @@ class AddPlan(BaseTransform):
     def __init__(self):
         self.for_triton = HAS_TRITON and torch.cuda.is_available()
 
-    def forward(self, batch: Data) -> Data:
-        plan = plan_of(batch)
-        batch.plan = scheduled(plan) if self.for_triton else plan
-        return batch
+    def forward(self, data: Data) -> Data:
+        plan = plan_of(data)
+        data.plan = scheduled(plan) if self.for_triton else plan
+        return data
 
 
-@torch.compiler.disable  # its shapes depend on the graphs
+@uncompiled  # its shapes depend on the graphs
 def plan_of(batch: Data) -> Plan:
     """The plan of a batch, as a transform has left it, or made here.
 
@@ -53,9 +56,12 @@ def plan_of(batch: Data) -> Plan:
     if "plan" in batch:
         return batch.plan
     known = "elimination_round" in batch
+    edge_index, nodes = batch.edge_index, batch.num_nodes
+    assert edge_index is not None  # of a batch of graphs
+    assert nodes is not None
     return make_plan(
-        batch.edge_index.long(),
-        batch.num_nodes,
+        edge_index.long(),
+        nodes,
         batch.ptr,
         Elimination(batch.elimination_round, batch.fill_index) if known else None,
     )

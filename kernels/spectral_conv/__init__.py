@@ -83,7 +83,7 @@ def spectral_conv(
 
         log_choice("spectral_conv", backend, "dft form", x.device.type)
         with torch.autocast(x.device.type, enabled=False):
-            return triton_backend.convolution(x, weight, skip, bias, activation is not None)
+            return triton_backend.convolution(x, weights[0], skip, bias, activation is not None)
     if form == "auto":
         kept = weight.shape[: x.ndim - 2] if joint else [len(w) for w in weights]
         form = faster_form(x.shape, kept, joint, x.device.type)

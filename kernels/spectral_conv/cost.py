@@ -8,14 +8,17 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from kernels.cost import Amounts, seconds
 
 PATH = Path(__file__).with_name("cost.json")
-FORMS = ("dft", "fft")
+FORMS: tuple[Literal["dft", "fft"], ...] = ("dft", "fft")
 
 
-def faster_form(shape: Sequence[int], modes: Sequence[int], joint: bool, device: str) -> str:
+def faster_form(
+    shape: Sequence[int], modes: Sequence[int], joint: bool, device: str
+) -> Literal["dft", "fft"]:
     """The form that is expected to take less time, forward and backward.
 
     Args:
@@ -28,7 +31,9 @@ def faster_form(shape: Sequence[int], modes: Sequence[int], joint: bool, device:
 
 
 @functools.lru_cache(maxsize=1024)
-def _faster_form(shape: tuple[int, ...], modes: tuple[int, ...], joint: bool, device: str) -> str:
+def _faster_form(
+    shape: tuple[int, ...], modes: tuple[int, ...], joint: bool, device: str
+) -> Literal["dft", "fft"]:
     unit = _fitted().get(device, _fitted()["cpu"])["seconds"]
     batch, points = math.prod(shape[:2]), shape[2:]
     if joint:

@@ -6,10 +6,11 @@ python -m kernels.spectral_conv.fit_cost      (or: make fit-costs)
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from kernels.cost import Amounts
 from kernels.fitting import fit, median_seconds
-from kernels.spectral_conv import spectral_conv
+from kernels.spectral_conv import Form, spectral_conv
 from kernels.spectral_conv.cost import FORMS, PATH, amounts
 
 SHAPES = (  # samples, channels, points, modes
@@ -46,7 +47,7 @@ def measure(device: str, seconds_a_form: float = 0.5) -> Iterator[tuple[Amounts,
         weight = torch.randn(*modes, 2, channels, device=device, requires_grad=True)
         for form in FORMS:
 
-            def call(x=x, weight=weight, form=form) -> object:
+            def call(x: Tensor = x, weight: Tensor = weight, form: Form = form) -> object:
                 y = spectral_conv(x, weight, form=form, backend="torch")
                 return torch.autograd.grad(y, [x, weight], torch.ones_like(y))
 

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -34,7 +34,7 @@ def fft(x: Tensor, weight: Tensor, **layer) -> Tensor:
 
 
 @functools.cache
-def _neuraloperator(shape: tuple[int, ...]) -> Callable:
+def _neuraloperator(shape: tuple[int, ...]) -> nn.Module:
     """A module without the weight that it was made with."""
     from neuralop.layers.spectral_convolution import SpectralConv
 

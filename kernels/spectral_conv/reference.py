@@ -23,7 +23,8 @@ def spectral_conv_reference(
     if isinstance(weight, Tensor):
         y = _convolution(x, weight.double())
     else:
-        y = sum(_along(x, w.double(), axis) for axis, w in enumerate(weight))
+        along = (_along(x, w.double(), axis) for axis, w in enumerate(weight))
+        y = sum(along, x.new_zeros(()))
     if skip is not None:
         y = y + torch.einsum("oi,bi...->bo...", skip.double(), x)
     if bias is not None:

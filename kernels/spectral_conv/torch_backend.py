@@ -157,4 +157,5 @@ def turn(pairs_PNQ: Tensor, waves_2KN: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     P, N, columns = pairs_PNQ.shape
     products = torch.matmul(waves_2KN.reshape(-1, N), pairs_PNQ)
     products = products.view(P, 2, -1, 2, columns // 2)
-    return tuple(products[:, i, :, j] for i in (0, 1) for j in (0, 1))
+    cos_re, cos_im, sin_re, sin_im = (products[:, i, :, j] for i in (0, 1) for j in (0, 1))
+    return cos_re, cos_im, sin_re, sin_im

@@ -44,7 +44,7 @@ class AnyWeights(torch.autograd.Function):
         return unchunked(Y, layout)
 
     @staticmethod
-    def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         w_cQH, B, C, V, E_cSHP = ctx.saved_tensors
         dY = chunked(dY, ctx.layout)
@@ -129,7 +129,7 @@ def _by_chain(prefix: Tensor, x: Tensor, layout: Layout) -> Iterator[tuple[Tenso
     decay = prefix[:, -1, None, :, None]
     for begin, chains, n in layout.runs:
         run = slice(begin, begin + chains * n)
-        yield tuple(y[run].unflatten(0, (chains, n)) for y in (decay, x))
+        yield decay[run].unflatten(0, (chains, n)), x[run].unflatten(0, (chains, n))
 
 
 def _no_entry(x: Tensor, layout: Layout) -> None:

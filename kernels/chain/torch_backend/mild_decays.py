@@ -116,8 +116,8 @@ class MildDecays(torch.autograd.Function):
         taken = [inputs[-1].index_select(1, heads) for heads in strong]
         *operands, skip, V = (chunked(x, layout) for x in inputs)
         ways = [
-            _Way.of(*tensors, layout, back)
-            for tensors, back in zip(_in_groups(operands, 4), reverse, strict=True)
+            _Way.of(log_w_cQH, scale, B, C, layout, back)
+            for (log_w_cQH, scale, B, C), back in zip(_in_groups(operands, 4), reverse, strict=True)
         ]
         own = sum((way.scale * way.own for way in ways), skip)
         Y = V.flatten(0, 1) * own.flatten(0, 1).unsqueeze(-1)
@@ -134,19 +134,22 @@ class MildDecays(torch.autograd.Function):
                     X = (v * at.factor).flatten(2)
                     others = others_nkQHP[i]
                     torch.bmm(at.reaching, X, out=others.flatten(2))
-                    if i > 0:
+                    E = None
+                    if leaving is not None:
                         E = torch.mul(leaving, at.exit_before, out=E_nkSHP[i - 1]).mul_(at.entry)
                         others.flatten(2).baddbmm_(at.C, E.flatten(2))
                     y.addcmul_(others, at.r)
                     if i < walk.n - 1:
-                        added = torch.baddbmm(E.flatten(2), at.B.mT, X) if i > 0 else at.B.mT @ X
+                        added = (
+                            at.B.mT @ X if E is None else torch.baddbmm(E.flatten(2), at.B.mT, X)
+                        )
                         leaving = added.unflatten(-1, V.shape[2:])
         ctx.save_for_backward(V, own, *itertools.chain.from_iterable(ways), *kept)
         ctx.layout, ctx.reverse, ctx.strong = layout, reverse, strong
         return Y if layout.slot is None else Y.index_select(0, layout.slot), *taken
 
     @staticmethod
-    def backward(ctx, dY: Tensor, *d_taken: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, dY: Tensor, *d_taken: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         layout, reverse = ctx.layout, ctx.reverse
         V, own, *saved = ctx.saved_tensors
@@ -164,6 +167,7 @@ class MildDecays(torch.autograd.Function):
             seen = (V, dY, dV, crossing, taken, given, dK, dB, dC)
             for walk in _walks(V, layout):
                 E_nkSHP, others_nkQHP = next(kept)
+                dE = None
                 steps = zip(walk.steps_of(way), *map(walk.steps, seen), strict=True)
                 for i, (at, v, dy, dv, cross, take, give, dk, db, dc) in reversed(
                     [*enumerate(_in_order(steps, back))]
@@ -174,14 +178,15 @@ class MildDecays(torch.autograd.Function):
                     G = G.flatten(2)
                     dX = torch.bmm(at.reaching.mT, G)
                     dk.copy_(torch.bmm(G, X.mT))
-                    if i < walk.n - 1:
+                    F = None
+                    if dE is not None:
                         F = (dE * at.entry_next).mul_(at.exit).flatten(2)
                         dX.baddbmm_(at.B, F)
                         db.copy_(torch.bmm(X, F.mT))
                     if i > 0:
                         E = E_nkSHP[i - 1]
                         dc.copy_(torch.bmm(G, E.flatten(2).mT))
-                        dE = F.baddbmm_(at.C.mT, G) if i < walk.n - 1 else at.C.mT @ G
+                        dE = at.C.mT @ G if F is None else F.baddbmm_(at.C.mT, G)
                         dE = dE.view(E.shape)
                         cross.copy_((E * dE).sum((1, 3), keepdim=True))
                     dX = dX.view(v.shape)

@@ -69,14 +69,16 @@ class _Operands(NamedTuple):
             into_columns[:, -1 if below else 0] = 0
             start = (R - 1) * K * below + (K - 1) * right
             corners.append((start, -K if below else K, -1 if right else 1))
-        weights = (_by_head(x) for x in (left, top, scale, skip))
-        ways = np.array(corners), np.array(ways.groups)
-        return cls(R, K, *ways, *weights, B, C, V.flatten(1, 2).contiguous())
+        left, top, scale, skip = (_by_head(x) for x in (left, top, scale, skip))
+        V = V.flatten(1, 2).contiguous()
+        groups = np.array(ways.groups)
+        return cls(R, K, np.array(corners), groups, left, top, scale, skip, B, C, V)
 
-    def empty_gradients(self, *pieces: int) -> tuple[Tensor, ...]:
+    def empty_gradients(self, *pieces: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of left, top, scale and skip, zeros, as something may enter nowhere."""
-        shapes = (self.left.shape, self.top.shape, self.scale.shape, self.skip.shape)
-        return tuple(self.V.new_zeros(*pieces, *shape) for shape in shapes)
+        weights = (self.left, self.top, self.scale, self.skip)
+        left, top, scale, skip = (self.V.new_zeros(*pieces, *x.shape) for x in weights)
+        return left, top, scale, skip
 
 
 class RowForm(torch.autograd.Function):
@@ -100,7 +102,7 @@ class RowForm(torch.autograd.Function):
         return Y.view(tensors[1].shape)
 
     @staticmethod
-    def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         o = _Operands.of(ctx.ways, *ctx.saved_tensors)
         dY = dY.flatten(1, 2)
@@ -144,7 +146,7 @@ class StateForm(torch.autograd.Function):
         return Y.view(tensors[1].shape)
 
     @staticmethod
-    def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, dY: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         o = _Operands.of(ctx.ways, *ctx.saved_tensors)
         dY = dY.flatten(1, 2).contiguous()
@@ -160,7 +162,8 @@ class StateForm(torch.autograd.Function):
             *d_weights, dB, dC, dV,
         )  # fmt: skip
         dB, dC = (_out_of_blocks(x.sum(0), o.B) for x in (dB, dC))
-        return _gradients(o, *(x.sum(0) for x in d_weights), dB, dC, dV)
+        d_left, d_top, d_scale, d_skip = (x.sum(0) for x in d_weights)
+        return _gradients(o, d_left, d_top, d_scale, d_skip, dB, dC, dV)
 
 
 def faster_form(D: int, V: Float[Tensor, "G R K H P"], S: int) -> Literal["row", "state"]:
@@ -177,7 +180,7 @@ def faster_form(D: int, V: Float[Tensor, "G R K H P"], S: int) -> Literal["row",
     return "row" if of_rows < of_states else "state"
 
 
-def _halves(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _halves(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
 
 
@@ -255,13 +258,13 @@ def _in_threads(kernel: Callable, tasks: int, scratch: int, *arguments: object) 
     take states and weights that decay below 1e-38 for zero: with such numbers loops are slow.
     """
     threads = min(torch.get_num_threads(), tasks)
-    arguments = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
+    given = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
     remaining = iter(range(tasks))
 
     def work() -> None:
         own = torch.empty(scratch).numpy()
         for task in remaining:
-            kernel(task, own, *arguments)
+            kernel(task, own, *given)
 
     with ThreadPoolExecutor(
         threads, initializer=torch.set_flush_denormal, initargs=(True,)

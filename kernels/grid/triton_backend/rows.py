@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.autograd import differentiate_by
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, next_power_of_2
 
 LANES = 32  # of a program that walks, which is one warp
 MEMORY = 2**30  # bytes of L, M and dM
@@ -107,11 +107,10 @@ def _grid_rows_backward(
     corners: list[int],
     sets: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = tuple(
+    d_left, d_top, d_scale, dB, dC, d_skip = (
         torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (left, top, scale, B, C, skip)
     )
-    *d_weights, dB, dC, d_skip = gradients
     dags = _Dags.of(left, top, scale, skip, corners, sets)
     values, dY = (x.to(_dtype_of_products(V)).contiguous() for x in (V, dY))
     dV = torch.empty_like(values)
@@ -125,12 +124,12 @@ def _grid_rows_backward(
             dags.merge(L, products, M, t, (dM, d_products, d_skip[t]))
             for h in range(V.shape[3]):
                 torch.bmm(M[:, h].mT, _of_head(dY[t], h), out=_of_head(dV[t], h))
-            dags.walk_back(dM, products, L, t, [x[:, t] for x in d_weights])
+            dags.walk_back(dM, products, L, t, [x[:, t] for x in (d_left, d_top, d_scale)])
             d_products = d_products.flatten(0, 1)
             of_B = torch.bmm(d_products.mT, _by_nodes(C[:, t]))
             of_C = torch.bmm(d_products, _by_nodes(B[:, t]))
             dB[:, t], dC[:, t] = of_B.view_as(dB[:, t]), of_C.view_as(dC[:, t])
-    return *gradients, dV.to(V.dtype)
+    return d_left, d_top, d_scale, dB, dC, d_skip, dV.to(V.dtype)
 
 
 differentiate_by(_grid_rows, _grid_rows_backward, gradients=7)
@@ -183,15 +182,16 @@ class _Dags(NamedTuple):
         sets: list[int],
     ) -> "_Dags":
         _, _, K, H = skip.shape
-        sources = max(4, triton.next_power_of_2(K))
-        heads = min(max(1, LANES // sources), triton.next_power_of_2(H))
+        sources = max(4, next_power_of_2(K))
+        heads = min(max(1, LANES // sources), next_power_of_2(H))
         tile = {"K": K, "HEADS": heads, "SOURCES": sources}
-        return cls(*(x.contiguous() for x in (left, top, scale, skip)), corners, sets, tile)
+        left, top, scale, skip = (x.contiguous() for x in (left, top, scale, skip))
+        return cls(left, top, scale, skip, corners, sets, tile)
 
     @property
     def blocks(self) -> int:
         """Of heads."""
-        return triton.cdiv(self.skip.shape[3], self.tile["HEADS"])
+        return cdiv(self.skip.shape[3], self.tile["HEADS"])
 
     @property
     def lanes(self) -> int:
@@ -210,7 +210,7 @@ class _Dags(NamedTuple):
     def matrices(self, t: slice, dtype: torch.dtype) -> Float[Tensor, "t H n n"]:
         """Unwritten; cuBLAS's fast kernels want rows that begin at whole 16 bytes."""
         _, R, K, H = self.skip.shape
-        padded = triton.cdiv(R * K, 8) * 8
+        padded = cdiv(R * K, 8) * 8
         return self.skip.new_empty(t.stop - t.start, H, R * K, padded, dtype=dtype)[..., : R * K]
 
     def walked(self, t: slice, dtype: torch.dtype) -> Float[Tensor, "D t blocks pairs K lanes"]:

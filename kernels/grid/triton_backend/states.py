@@ -14,7 +14,7 @@ pass works on t images and m heads. k, p, s are the nodes of a row, values and s
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 import triton
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.autograd import differentiate_by
-from kernels.launch import dot_precision, launch
+from kernels.launch import cdiv, dot_precision, launch, next_power_of_2
 
 MOST_STATES = 128, 2**12  # of a node, and of a row, in a program's registers
 MEMORY = 2**29  # bytes of h and of gradients in pieces; on the largest images some 400 programs
@@ -56,7 +56,7 @@ def _grid(left: Tensor, top: Tensor, B: Tensor, C: Tensor, V: Tensor) -> Tensor:
     S = B.shape[-1]
     # All of S, where possible, so that Y comes in one piece.
     tile = _Tile.of(K, S, P, most_states=128)
-    pieces = triton.cdiv(S, tile.states)
+    pieces = cdiv(S, tile.states)
     Y = V.new_empty(pieces, *V.shape, dtype=V.dtype if pieces == 1 else torch.float32)
     launch(
         grid_kernel,
@@ -104,17 +104,17 @@ class _Tile(NamedTuple):
 
     @classmethod
     def of(cls, K: int, S: int, P: int, most_states: int) -> "_Tile":
-        nodes = max(16, triton.next_power_of_2(K))
+        nodes = max(16, next_power_of_2(K))
         most_columns = min(MOST_STATES[0], MOST_STATES[1] // nodes)
-        states = min(most_states, most_columns, triton.next_power_of_2(S))
+        states = min(most_states, most_columns, next_power_of_2(S))
         # At least 16 columns, as products of tiles need it.
-        values = max(min(most_columns // states, triton.next_power_of_2(P)), 16 // states)
+        values = max(min(most_columns // states, next_power_of_2(P)), 16 // states)
         return cls(nodes, values, states)
 
     def blocks(self, S: int, P: int) -> int:
-        return triton.cdiv(S, self.states) * triton.cdiv(P, self.values)
+        return cdiv(S, self.states) * cdiv(P, self.values)
 
-    def options(self, V: Tensor) -> dict[str, int | str]:
+    def options(self, V: Tensor) -> dict[str, Any]:
         """What a launch needs besides arguments."""
         return {
             "num_warps": 4 if self.nodes == 16 else 8,
@@ -128,10 +128,10 @@ class _Tile(NamedTuple):
 def _groups(V: Tensor, S: int, tile: _Tile) -> Iterator[tuple[slice, slice]]:
     """Images and heads that are worked on together, as `MEMORY` allows; one of each at least."""
     G, R, K, H, P = V.shape
-    pieces = 2 * S * triton.cdiv(P, tile.values) + P * triton.cdiv(S, tile.states)
+    pieces = 2 * S * cdiv(P, tile.values) + P * cdiv(S, tile.states)
     pieces += 2 * tile.blocks(S, P)
     together = max(1, MEMORY // (4 * R * K * (S * P + pieces)))
-    images, heads = max(1, together // H), triton.cdiv(H, triton.cdiv(H, together))
+    images, heads = max(1, together // H), cdiv(H, cdiv(H, together))
     for t in range(0, G, images):
         for head in range(0, H, heads):
             yield slice(t, min(t + images, G)), slice(head, min(head + heads, H))
@@ -144,7 +144,7 @@ def _gradients(
     """Gradients of left, top, B, C and of V, each in pieces along a new first axis."""
     t, R, K, H, P = V.shape
     S, m = B.shape[-1], heads.stop - heads.start
-    blocks_S, blocks_P = triton.cdiv(S, tile.states), triton.cdiv(P, tile.values)
+    blocks_S, blocks_P = cdiv(S, tile.states), cdiv(P, tile.values)
 
     def empty(*shape: int) -> Tensor:
         return V.new_empty(*shape, dtype=torch.float32)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.resolvent.schedule import (
     FRONT,
     FRONT_DIAGONAL,
@@ -84,7 +84,7 @@ def solve_states_(X_HNW: Tensor, values: Tensor, schedule: Schedule, transposed:
     columns = 64 if width > LANES else LANES
     launch(
         solve_kernel,
-        (schedule.graphs, triton.cdiv(width, columns), heads),
+        (schedule.graphs, cdiv(width, columns), heads),
         *(X_HNW, values, schedule.table, schedule.slots, nodes * width, width),
         TRANSPOSED=transposed,
         ROW_FORM=False,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.autograd import differentiate_by
-from kernels.launch import dot_precision, launch
+from kernels.launch import cdiv, dot_precision, launch, next_power_of_2
 from kernels.resolvent.schedule import LANES, Schedule
 from kernels.resolvent.triton_backend.factors import (
     BLOCK_GRAPH,
@@ -118,7 +118,7 @@ def _mix(
     columns, precision = min(64, _power(P)), dot_precision(V.dtype)
     launch(
         mix_kernel,
-        (schedule.blocks, heads, triton.cdiv(P, columns)),
+        (schedule.blocks, heads, cdiv(P, columns)),
         *(L, left, right, V, Y, schedule.table, schedule.numbers, heads, S, P),
         TRANSPOSED=transposed,
         ROWS=LANES,
@@ -142,7 +142,7 @@ def _project(
     of_heads = L.new_empty(heads, nodes, S)
     launch(
         project_kernel,
-        (schedule.blocks, heads, triton.cdiv(S, states)),
+        (schedule.blocks, heads, cdiv(S, states)),
         *(L, x, y, left, right, of_heads, L if out is None else out),
         *(schedule.table, schedule.numbers, nodes, heads, S, P),
         TRANSPOSED=out is None,
@@ -163,7 +163,7 @@ def edge_products(
     rows = 16
     launch(
         edge_kernel,
-        (triton.cdiv(edges, rows), heads),
+        (cdiv(edges, rows), heads),
         *(T, L, edge_index.contiguous(), products, schedule.table),
         *(L[0].numel(), edges, heads, width or 0),
         ROW_FORM=width is None,
@@ -175,7 +175,7 @@ def edge_products(
 
 def _power(size: int) -> int:
     """The power of two that covers it, as products of tiles need it."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, next_power_of_2(size))
 
 
 def _states(S: int, precision: str) -> int:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.autograd import differentiate_by
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, next_power_of_2
 from kernels.resolvent.schedule import Schedule
 from kernels.resolvent.triton_backend.factors import factorise, solve_states_
 from kernels.resolvent.triton_backend.row import edge_products
@@ -84,12 +84,13 @@ def _state_backward(
     for states in _parts(B, V):
         X = _solution(values, schedule, B[:, states], V, transposed=False)
         Z = _solution(values, schedule, C[:, states], dY, transposed=True)
-        dC[:, states] = _contract(X, None, dY)[1]
-        read, dB[:, states] = _contract(Z, B[:, states], V)
+        dC[:, states] = _contract(X, None, dY)[1].sum(0)
+        read, of_heads = _contract(Z, B[:, states], V)
+        dB[:, states] = of_heads.sum(0)
         dV += read
         width = X.shape[2] * X.shape[3]
         d_weight += edge_products(Z, X, edge_index, schedule, width=width)
-    return tuple(d.to(x.dtype) for d, x in zip((d_weight, dB, dC, dV), (weight, B, C, V)))
+    return d_weight.to(weight.dtype), dB.to(B.dtype), dC.to(C.dtype), dV.to(V.dtype)
 
 
 differentiate_by(_state, _state_backward, gradients=4)
@@ -98,7 +99,7 @@ differentiate_by(_state, _state_backward, gradients=4)
 def _parts(B: Tensor, V: Tensor) -> list[slice]:
     """Parts of the states whose solutions fit into memory, and into a program."""
     states = B.shape[1]
-    of_a_node = MOST_OF_A_NODE // triton.next_power_of_2(max(1, V.shape[2]))
+    of_a_node = MOST_OF_A_NODE // next_power_of_2(max(1, V.shape[2]))
     step = max(1, min(of_a_node, MOST_NUMBERS // max(1, V.numel())))
     return [slice(first, min(first + step, states)) for first in range(0, states, step)]
 
@@ -113,18 +114,16 @@ def _solution(
     return X_HNsP
 
 
-def _contract(
-    X_HNsP: Tensor, by_Ns: Tensor | None, by_NHP: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """(Σ_s by_Ns X [N, H, P], Σ_h Σ_p by_NHP X [N, s]) in float32; None where no `by` is given."""
+def _contract(X_HNsP: Tensor, by_Ns: Tensor | None, by_NHP: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(Σ_s by_Ns X [N, H, P], Σ_p by_NHP X [H, N, s]) in float32; unwritten without that `by`."""
     heads, nodes, states, P = X_HNsP.shape
     over_states = X_HNsP.new_empty(nodes, heads, P)
     over_values = X_HNsP.new_empty(heads, nodes, states)
-    rows, columns = triton.next_power_of_2(states), triton.next_power_of_2(P)
+    rows, columns = next_power_of_2(states), next_power_of_2(P)
     some = max(1, 4096 // (rows * columns))
     launch(
         contract_kernel,
-        (triton.cdiv(nodes, some), heads),
+        (cdiv(nodes, some), heads),
         *(X_HNsP, X_HNsP if by_Ns is None else by_Ns.contiguous()),
         *(X_HNsP if by_NHP is None else by_NHP.contiguous(), over_states, over_values),
         *(nodes, heads, states, P),
@@ -134,10 +133,7 @@ def _contract(
         STATES=rows,
         COLUMNS=columns,
     )
-    return (
-        None if by_Ns is None else over_states,
-        None if by_NHP is None else over_values.sum(0),
-    )
+    return over_states, over_values
 
 
 @triton.jit(do_not_specialize=["nodes"])

@@ -105,6 +105,7 @@ def _convolution_backward(
         skip=None if skip is None else skip.T,
     )
     if skip is not None:
+        assert x is not None  # kept for this, see _save
         of_samples = torch.bmm(dZ.flatten(2), x.contiguous().flatten(2).mT)
         d_skip = of_samples.sum(0, dtype=torch.float32).to(skip.dtype)
     if bias is not None:

@@ -10,7 +10,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, next_power_of_2
 
 
 def complex_product(
@@ -30,9 +30,9 @@ def complex_product(
     """
     _, T, P, Q = A.shape
     R = B.shape[3]
-    p, r = (min(max(16, triton.next_power_of_2(n)), 32) for n in (P, R))
+    p, r = (min(max(16, next_power_of_2(n)), 32) for n in (P, R))
     strides = (*A.stride(), *B.stride(), *out.stride())
-    grid = (T * triton.cdiv(P, p) * triton.cdiv(R, r),)
+    grid = (T * cdiv(P, p) * cdiv(R, r),)
     tiles = {"P_TILE": p, "R_TILE": r, "Q_TILE": 16}
     sign = {"CONJ_A": conj_A, "CONJ_B": conj_B}
     launch(product_kernel, grid, A, B, out, T, P, R, Q, *strides, num_stages=3, **tiles, **sign)

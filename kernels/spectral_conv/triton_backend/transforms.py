@@ -20,7 +20,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.launch import dot_precision, launch
+from kernels.launch import cdiv, dot_precision, launch, next_power_of_2
 from kernels.spectral_conv.basis import waves
 from kernels.spectral_conv.triton_backend.products import complex_product
 
@@ -55,7 +55,7 @@ def to_spectrum(
     options = {"M_TILE": 16, "N_TILE": 32, "PRECISION": precision} | gelu
     if len(points) == 1:
         lines = 16
-        programs = triton.cdiv(B * C, lines) * triton.cdiv(m, options["M_TILE"])
+        programs = cdiv(B * C, lines) * cdiv(m, options["M_TILE"])
         length, parts = _parts(N, options["N_TILE"], programs)
         X = x.new_empty(parts, 2, B, m, C, dtype=torch.float32)
         sizes = (B, C, N, m, length, parts, *X.stride()[:2], *table.stride())
@@ -68,7 +68,7 @@ def to_spectrum(
     options["K_TILE"] = _tile(K, 64)
     # More would spill registers, most of all the three products of tf32x3.
     options["R_TILE"] = _tile(rows, 32 if precision == "tf32x3" or K > 32 else 64)
-    blocks = triton.cdiv(K, options["K_TILE"]) * triton.cdiv(m, options["M_TILE"])
+    blocks = cdiv(K, options["K_TILE"]) * cdiv(m, options["M_TILE"])
     programs = B * G * blocks * C
     length, parts = _parts(rows, options["R_TILE"], programs)
     X = x.new_empty(parts, 2, B * G, K, m, C, dtype=torch.float32)
@@ -110,30 +110,31 @@ def to_field(
     pairs = _turn(spectrum, B, points[:-1], modes, forward=False)
     rows, N, m = prod(points[:-1]), points[-1], modes[-1]
     C = D if skip is None else skip.shape[1]
-    tiles = {"D_TILE": _tile(D, 64), "N_TILE": _tile(N, 64), "M_TILE": _tile(m, 32)}
-    tiles |= {"C_TILE": _tile(C, 32), "PRECISION": dot_precision(y.dtype)}
+    tiles = {"D_TILE": _tile(D, 64), "N_TILE": _tile(N, 64)}
+    tiles |= {"M_TILE": _tile(m, 32), "C_TILE": _tile(C, 32)}
     parts = {"SKIP": skip is not None, "BIAS": bias is not None}
     parts |= {"KEEP": before is not None, "GELU": gelu}
+    precision = dot_precision(y.dtype)
     given = (y if t is None else t for t in (x, skip, bias, before))
     strides = (*table.stride(), *((0, 0) if skip is None else skip.stride()))
-    grid = (B * rows * triton.cdiv(N, tiles["N_TILE"]) * triton.cdiv(D, tiles["D_TILE"]),)
+    grid = (B * rows * cdiv(N, tiles["N_TILE"]) * cdiv(D, tiles["D_TILE"]),)
     sizes = (C, D, rows, N, rows * N, m, pairs.stride(0))
     launch(
         fields_kernel, grid, pairs, table, *given, y, *sizes, *strides, scale,
-        num_stages=2, **tiles, **parts,
+        num_stages=2, PRECISION=precision, **tiles, **parts,
     )  # fmt: skip
 
 
 def _tile(size: int, most: int) -> int:
     """Of an operand of tl.dot, which takes no fewer than 16."""
-    return min(max(16, triton.next_power_of_2(size)), most)
+    return min(max(16, next_power_of_2(size)), most)
 
 
 def _parts(size: int, tile: int, programs: int) -> tuple[int, int]:
     """Length of each of the parts, and their number, that leave enough programs."""
-    tiles = triton.cdiv(size, tile)
-    length = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, programs))) * tile
-    return length, triton.cdiv(size, length)
+    tiles = cdiv(size, tile)
+    length = cdiv(tiles, min(tiles, cdiv(PROGRAMS, programs))) * tile
+    return length, cdiv(size, length)
 
 
 def _turn(
