@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -18,6 +19,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lit_models.callbacks.cadence import batches_of_step
 from lit_models.task import Task, in_single
+from lit_models.trainer import data_of
 
 
 class NonFiniteError(RuntimeError):
@@ -73,7 +75,7 @@ class Optimisation:
         left = 1 - progress if linear else (1 + math.cos(math.pi * progress)) / 2
         return self.final_lr_ratio + (1 - self.final_lr_ratio) * left
 
-    def build(self, module: nn.Module, total: int) -> dict:
+    def build(self, module: nn.Module, total: int) -> OptimizerLRSchedulerConfig:
         """Optimiser and per-step schedule in Lightning's form."""
         decayed, others = [], []
         for name, parameter in module.named_parameters():
@@ -102,6 +104,7 @@ class Penalty(Protocol):
 
     def losses(self, module: "LitModule", batch: Any) -> tuple[Tensor, Tensor]:
         """The loss, and what is added to it `weight` times."""
+        ...
 
 
 class LitModule(L.LightningModule):
@@ -171,7 +174,7 @@ class LitModule(L.LightningModule):
         if self.trainer.precision in ("64-true", "bf16-true", "16-true"):
             # Lightning would round targets too, and make new tensors, such as those of a metric, of
             # the weights' precision. `forward` converts what the network is given.
-            self.trainer.precision_plugin.convert_input = lambda batch: batch
+            self.trainer.precision_plugin.convert_input = lambda data: data
             self.trainer.precision_plugin.forward_context = nullcontext
         if self.trainer.precision == "64-true":
             # Before weights are restored, which Lightning would do in float32.
@@ -188,7 +191,7 @@ class LitModule(L.LightningModule):
         fully_shard(self.net, mesh=mesh)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names = getattr(self.trainer.datamodule, "label_names", [])
+        names = getattr(data_of(self.trainer), "label_names", [])
         checkpoint["label_names"] = [str(name) for name in names]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -211,7 +214,7 @@ class LitModule(L.LightningModule):
             self.log("train/penalty", penalty, batch_size=samples)
         self._loss = objective.detach()
         self.log("train/loss", loss, prog_bar=True, batch_size=samples)
-        return objective * self.task.weight(batch, self.trainer.datamodule.batch_size)
+        return objective * self.task.weight(batch, data_of(self.trainer).batch_size)
 
     def training_loss(self, batch: Any) -> Tensor:
         """The mean over a batch's samples of what training minimises."""
@@ -268,14 +271,14 @@ class LitModule(L.LightningModule):
     def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
         for name, value in self.task.scores(metrics).items():
             self.log(f"{stage}/{name}", value, prog_bar=name == self.task.selection)
-        names = getattr(self.trainer.datamodule, "label_names", [])
+        names = getattr(data_of(self.trainer), "label_names", [])
         for name, value in self.task.per_label(metrics, names).items():
             self.log(f"{stage}_{name}", value)
         self.log(f"{stage}/loss", self.mean_loss.compute())
         metrics.reset()
         self.mean_loss.reset()
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))
 
 

@@ -41,6 +41,7 @@ class ExponentialMovingAverage(WeightAveraging):
         if stage == "fit" and trainer.precision == "64-true":
             # The model itself is converted later; an average in float32 would round it when the
             # two are exchanged for validation.
+            assert self._average_model is not None  # made by Lightning's setup
             self._average_model.double()
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,7 +51,7 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_epoch_end(trainer, pl_module)
-        if self._unrounded is not None:
+        if self._unrounded is not None and self._average_model is not None:
             # The model of 16 bits that borrowed the average gave it back rounded.
             self._average_model.load_state_dict(self._unrounded)
             self._unrounded = None

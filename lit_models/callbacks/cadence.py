@@ -15,7 +15,8 @@ def is_due(trainer: L.Trainer, every: int) -> bool:
     between = trainer.check_val_every_n_epoch or 1
     epochs = trainer.current_epoch + 1
     # Where steps end the training (max_epochs=-1), its last epoch is not known before.
-    is_last = epochs + between > trainer.max_epochs > 0
+    most = trainer.max_epochs
+    is_last = most is not None and epochs + between > most > 0
     return is_last or (epochs // between - 1) % every == 0
 
 

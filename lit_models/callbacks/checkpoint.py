@@ -42,7 +42,9 @@ class MovableCheckpoint(ModelCheckpoint):
         return _with_paths(super().state_dict(), lambda path: Path(path).name) | {"dirpath": None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        found = _with_paths(state_dict, lambda name: str(Path(self.dirpath) / name))
+        assert self.dirpath is not None  # of the constructor
+        folder = Path(self.dirpath)
+        found = _with_paths(state_dict, lambda name: str(folder / name))
         super().load_state_dict(found | {"dirpath": self.dirpath})
 
 
@@ -85,12 +87,19 @@ class LastCheckpoint(MovableCheckpoint):
             dirpath, filename, every_n_train_steps=every_n_train_steps, enable_version_counter=False
         )
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         # Nor amid a step of several batches, whose gradients so far no checkpoint holds.
         if not (last or is_amid_step(trainer)):
-            super().on_train_batch_end(trainer, *args)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

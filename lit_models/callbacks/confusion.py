@@ -1,6 +1,6 @@
 """Which classes are taken for which, in TensorBoard."""
 
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
@@ -10,8 +10,16 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lit_models.callbacks.cadence import is_due
+from lit_models.module import LitModule
+from lit_models.trainer import board_of, data_of
 
 MOST_NAMED = 12
+
+
+class Classification(Protocol):
+    """A task that has classes."""
+
+    num_outputs: int
 
 
 class ConfusionMatrix(Callback):
@@ -27,9 +35,11 @@ class ConfusionMatrix(Callback):
     def __init__(self, every_n_epochs: int = 1):
         self.every_n_epochs = every_n_epochs
         self.matrix: MulticlassConfusionMatrix | None = None
+        self.prediction = torch.empty(0)
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        classes = module.task.num_outputs
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = cast(LitModule, pl_module)
+        classes = cast(Classification, module.task).num_outputs
         self.matrix = None
         if classes > 1 and is_due(trainer, self.every_n_epochs):
             self.matrix = MulticlassConfusionMatrix(classes).to(module.device)
@@ -41,7 +51,7 @@ class ConfusionMatrix(Callback):
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        module: L.LightningModule,
+        pl_module: L.LightningModule,
         outputs: Any,
         batch: dict[str, Tensor],
         batch_idx: int,
@@ -50,16 +60,16 @@ class ConfusionMatrix(Callback):
         if self.matrix is not None and dataloader_idx == 0:
             self.matrix.update(self.prediction, batch["label"])
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.matrix is None:
             return
         self.hook.remove()
         counts = self.matrix.compute().cpu()  # of all processes, so none may leave before
-        self.matrix = self.prediction = None
+        self.matrix, self.prediction = None, torch.empty(0)
         if trainer.is_global_zero:
-            names = getattr(trainer.datamodule, "label_names", []) or range(len(counts))
+            names = getattr(data_of(trainer), "label_names", []) or range(len(counts))
             figure = draw_confusion(counts, [str(name) for name in names])
-            trainer.logger.experiment.add_figure("confusion", figure, trainer.global_step)
+            board_of(trainer).add_figure("confusion", figure, trainer.global_step)
 
 
 def draw_confusion(counts: Tensor, names: list[str]) -> Figure:

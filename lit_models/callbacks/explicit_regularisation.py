@@ -15,7 +15,7 @@ arXiv:2211.15853.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -48,7 +48,8 @@ class GradientPenalty(Callback, ABC):
     def __init__(self, weight: float, together: int = 1):
         self.weight, self.together = weight, together
 
-    def setup(self, trainer: L.Trainer, module: LitModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        module = cast(LitModule, pl_module)
         if trainer.precision == "16-mixed":
             raise UnfitDataError(
                 "Expected gradients that do not vanish in half precision, of which a penalty is "
@@ -63,8 +64,8 @@ class GradientPenalty(Callback, ABC):
             raise UnfitDataError("Expected one penalty, got two: leave out one of the callbacks.")
         module.penalty = self
 
-    def teardown(self, trainer: L.Trainer, module: LitModule, stage: str) -> None:
-        module.penalty = None
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        cast(LitModule, pl_module).penalty = None
 
     @abstractmethod
     def scalar(
@@ -88,10 +89,11 @@ class GradientPenalty(Callback, ABC):
         parts = zip(*(x.tensor_split(self.together) for x in batch.values()), strict=True)
         parts = [dict(zip(batch, part, strict=True)) for part in parts]
         found = [self.of_one(module, part) for part in parts]
-        loss = sum(
+        losses = (
             loss * module.task.samples(part) for (loss, _), part in zip(found, parts, strict=True)
         )
-        return loss / samples, torch.stack([penalty for _, penalty in found]).mean()
+        loss = cast(Tensor, sum(losses)) / samples
+        return loss, torch.stack([penalty for _, penalty in found]).mean()
 
     def of_one(
         self, module: LitModule, batch: Any, *, differentiable: bool = True
@@ -193,7 +195,11 @@ def differentiable_attention() -> AbstractContextManager:
 def predictions_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """What calls of the module return, one after the other."""
     seen: list[Tensor] = []
-    hook = module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+
+    def keep(_: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen.append(output)
+
+    hook = module.register_forward_hook(keep)
     try:
         yield seen
     finally:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -23,6 +23,7 @@ from lit_models.callbacks.explicit_regularisation import (
     require_tensors,
 )
 from lit_models.module import LitModule, UnfitDataError
+from lit_models.trainer import board_of
 
 SQUARES = {
     "gradient_norm": GradientNorm(0.0),
@@ -94,8 +95,9 @@ class GradientProbe(Callback):
             setattr(self, name, value)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: LitModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        module = cast(LitModule, pl_module)
         first = batch_idx % trainer.accumulate_grad_batches == 0
         if self.begun is None and first and trainer.global_step % self.every_n_steps == 0:
             self.begun = trainer.global_step
@@ -110,7 +112,7 @@ class GradientProbe(Callback):
             self.measured.setdefault(name, []).append(value)
         if trainer.is_global_zero:
             for name, value in found.items():
-                trainer.logger.experiment.add_scalar(f"probe/{name}", value, self.begun)
+                board_of(trainer).add_scalar(f"probe/{name}", value, self.begun)
         self.begun, self.parts = None, []
 
     def _parts_of(self, module: LitModule, batch: Any) -> list[Any]:
@@ -174,10 +176,18 @@ def sharpness(module: LitModule, batch: Any, tolerance: float) -> float:
         return flattened(parts).cpu().numpy()
 
     size, kind = len(flat), flat.detach().cpu().numpy().dtype
-    hessian = LinearOperator((size, size), matvec=product, dtype=kind)
+    # scipy's __new__ hides the arguments that its __init__ has, and its types have an integer tol.
+    hessian = LinearOperator((size, size), matvec=product, dtype=kind)  # pyright: ignore[reportCallIssue]
     begin = np.random.default_rng(0).standard_normal(size).astype(kind)
     try:
-        values = eigsh(hessian, k=1, which="LA", v0=begin, tol=tolerance, return_eigenvectors=False)
+        values = eigsh(
+            hessian,
+            k=1,
+            which="LA",
+            v0=begin,
+            tol=tolerance,  # pyright: ignore[reportArgumentType]
+            return_eigenvectors=False,
+        )
     except ArpackNoConvergence:
         return float("nan")
     return float(values[0])
@@ -192,7 +202,7 @@ def flattened(parts: Sequence[Tensor]) -> Tensor:
 def leaving_no_trace(module: nn.Module) -> Iterator[None]:
     """Buffers and random numbers are afterwards as before; nothing is logged."""
     buffers: list[tuple[Tensor, Tensor]] = [(x, x.detach().clone()) for x in module.buffers()]
-    module.log = lambda *_, **__: None
+    module.log = lambda *_, **__: None  # pyright: ignore[reportArgumentType] torch takes any value
     with torch.random.fork_rng(), torch.enable_grad():
         try:
             yield

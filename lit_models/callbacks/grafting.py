@@ -12,7 +12,7 @@ Rates", arXiv:2002.11803.
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lit_models.callbacks.cadence import batches_of_step
 from lit_models.module import LitModule, UnfitDataError, gradients_of
+from lit_models.trainer import data_of
 
 LOGGED = "train/grad_norm"
 
@@ -35,7 +36,7 @@ class Grafting(Callback, ABC):
             SGD.
     """
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.precision == "16-mixed":
             raise UnfitDataError(
                 "Expected gradients of their own length, which 16-mixed scales: set "
@@ -53,13 +54,13 @@ class Grafting(Callback, ABC):
             )
 
     def on_before_optimizer_step(
-        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        gradients = gradients_of(module)
+        gradients = gradients_of(pl_module)
         norm = torch.nn.utils.get_total_norm(gradients)
         # No direction is taken where there is none.
         factor = self.length(trainer.global_step) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
     @abstractmethod
     def length(self, step: int) -> Tensor | float:
@@ -120,15 +121,16 @@ class IterativeGrafting(Grafting):
         self.norm = torch.tensor(0.0)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: LitModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # What a micro-batch's gradient is multiplied by before it is added to the others.
-        self.share = module.task.weight(batch, trainer.datamodule.batch_size)
+        task = cast(LitModule, pl_module).task
+        self.share = task.weight(batch, data_of(trainer).batch_size)
         self.share /= batches_of_step(trainer)
 
-    def on_after_backward(self, trainer: L.Trainer, module: LitModule) -> None:
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0:
-            norm = torch.nn.utils.get_total_norm(gradients_of(module)) / self.share
+            norm = torch.nn.utils.get_total_norm(gradients_of(pl_module)) / self.share
             self.norm = trainer.strategy.reduce(norm, reduce_op="mean")
 
     def length(self, step: int) -> Tensor:

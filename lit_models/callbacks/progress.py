@@ -4,11 +4,14 @@ import resource
 import sys
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+
+from lit_models.module import LitModule
+from lit_models.trainer import data_of
 
 
 class RunProgress(TQDMProgressBar):
@@ -32,16 +35,21 @@ class RunProgress(TQDMProgressBar):
         self._last = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         now = time.perf_counter()
         # The first step of a process pays for allocation and compilation: it is not the pace.
         if self._last is not None and self._step:
             self.seconds += now - self._last
-            self.samples += module.task.samples(batch)
+            self.samples += cast(LitModule, pl_module).task.samples(batch)
             self.steps += trainer.global_step - self._step  # of the optimiser
         self._last, self._step = now, trainer.global_step
-        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @property
     def samples_per_second(self) -> float:
@@ -53,13 +61,13 @@ class RunProgress(TQDMProgressBar):
         """Mean time of a training step of this process, NaN before the second step."""
         return self.seconds / self.steps if self.steps else float("nan")
 
-    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict:
-        items = super().get_metrics(trainer, module)
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
+        items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         if self.steps and trainer.training:
             left = trainer.estimated_stepping_batches - trainer.global_step
             seconds = int(left * self.seconds_per_step)
-            items[f"{trainer.datamodule.counted}/s"] = round(self.samples_per_second)
+            items[f"{data_of(trainer).counted}/s"] = round(self.samples_per_second)
             items["left"] = str(timedelta(seconds=max(0, seconds)))
         return items
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
+from lit_models.graphs.batch import Batch
 from lit_models.graphs.heads import ResidualMLP
 
 TYPICAL_COUNT = 50  # brings the counts of a peptide near 1, where an MLP learns well
@@ -22,6 +22,8 @@ class BagOfAtoms(nn.Module):
         width: hidden size.
         dropout: probability, in the MLP.
     """
+
+    starts: Tensor
 
     def __init__(
         self,

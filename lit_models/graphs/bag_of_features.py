@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 from torch_geometric.nn import global_mean_pool
 
+from lit_models.graphs.batch import Batch
 from lit_models.graphs.heads import ResidualMLP
 
 

@@ -5,14 +5,15 @@ Shapes: N nodes, E edges, H heads, P head dimension, S state size, width = H · 
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Batch
 
-from kernels.resolvent import Plan, check_terms, plan_of, resolvent
+from kernels.resolvent import Mode, Plan, check_terms, plan_of, resolvent
+from lit_models.graphs.batch import Batch
 from lit_models.graphs.gated_gcn import GatedGCN
 from lit_models.layers.delta import delta_bias_init
 from lit_models.layers.edge_weights import Deltas, edge_weights
@@ -49,7 +50,7 @@ class ChimeraLayer(nn.Module):
         state: int,
         delta_range: Sequence[float],
         *,
-        mode: str = "exact",
+        mode: Mode = "exact",
         terms: int | None = None,
         edge_delta: bool = True,
         normalise: bool = True,
@@ -79,6 +80,7 @@ class ChimeraLayer(nn.Module):
     ) -> Float[Tensor, "N width"]:
         z, v, operands = self._projected(x, edge_attr, edge_index)
         solve = checked_resolvent if self.may_be_singular else resolvent
+        solve = cast(Callable[..., Tensor], solve)  # `disable` forgets what it was given
         y = solve(edge_index, *operands, ptr=ptr, plan=plan, mode=self.mode, terms=self.terms)
         y = (y + v * self.D.unsqueeze(-1)).flatten(1)
         return self.out_proj(self.norm(F.silu(z) * y + x))
@@ -160,7 +162,7 @@ class ChimeraBlock(nn.Module):
         ptr: Tensor,
         plan: Plan | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if self.local is not None:
+        if self.local is not None and self.local_norm is not None:
             update, edge_attr = self.local(self.local_norm(x), edge_attr, edge_index)
             x = x + self.dropout(update)
         mixed = self.mixer(self.mixer_norm(x), edge_attr, edge_index, ptr, plan)
@@ -204,7 +206,7 @@ class ChimeraGraph(nn.Module):
         local: bool = True,
         edge_delta: bool = True,
         normalise: bool = True,
-        mode: str = "exact",
+        mode: Mode = "exact",
         terms: int | None = None,
     ):
         super().__init__()
@@ -223,10 +225,12 @@ class ChimeraGraph(nn.Module):
             )
             for _ in range(layers)
         )
-        self.blocks = nn.ModuleList(ChimeraBlock(width, dropout, local, mixer) for mixer in mixers)
+        blocks = [ChimeraBlock(width, dropout, local, mixer) for mixer in mixers]
+        self.blocks = nn.ModuleList(blocks)
         if not edge_delta:
             # Nobody reads the last edge vectors: data parallel training would wait for gradients.
-            (self.blocks[-1].local.norm_edges if local else features.edges).requires_grad_(False)
+            last = blocks[-1].local
+            (features.edges if last is None else last.norm_edges).requires_grad_(False)
         self.norm = nn.LayerNorm(width)
         self.head = readout
 

@@ -11,8 +11,8 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
+from lit_models.graphs.batch import Batch
 from lit_models.graphs.gated_gcn import normalise
 from lit_models.graphs.heads import GraphHead
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
+from lit_models.graphs.batch import Batch
 from lit_models.module import UnfitDataError
 
 
@@ -39,6 +39,8 @@ class CategoricalEncoder(nn.Module):
 
 class EmbeddingSum(nn.Module):
     """[rows, features] of integers to [rows, width]: all features share one table with offsets."""
+
+    starts: Tensor
 
     def __init__(self, sizes: Sequence[int], width: int):
         super().__init__()

@@ -7,8 +7,9 @@ Shapes: N nodes, E edges, G graphs.
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 from torch_geometric.nn import GPSConv, ResGatedGraphConv
+
+from lit_models.graphs.batch import Batch
 
 
 class GPS(nn.Module):

@@ -5,8 +5,9 @@ Chimera paper uses.
 """
 
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 from torch_geometric.nn import global_add_pool, global_max_pool, global_mean_pool
+
+from lit_models.graphs.batch import Batch
 
 POOLINGS = {"mean": global_mean_pool, "sum": global_add_pool, "max": global_max_pool}
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Batch
 from torch_geometric.nn import BatchNorm, GCNConv, GINEConv, ResGatedGraphConv
+
+from lit_models.graphs.batch import Batch
 
 # No convolution ends in a bias: the batch norm that follows would subtract it.
 
@@ -23,7 +24,9 @@ class GCN(GCNConv):
     def __init__(self, width: int):
         super().__init__(width, width, bias=False)
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] called by the block below alone
+        self, x: Tensor, edge_index: Tensor, edge_attr: Tensor
+    ) -> Tensor:
         return super().forward(x, edge_index)
 
 

@@ -1,6 +1,7 @@
 """The metrics of the Long Range Graph Benchmark (Dwivedi et al. 2022, arXiv:2206.08164)."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torchmetrics
@@ -31,7 +32,7 @@ class AveragePrecision(torchmetrics.Metric):
     preds: list[Tensor]
     target: list[Tensor]
 
-    def __init__(self, num_labels: int, **kwargs: object) -> None:
+    def __init__(self, num_labels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_labels = num_labels
         self.add_state("preds", [], dist_reduce_fx="cat")
@@ -103,7 +104,7 @@ class MeanSquaredError(torchmetrics.MeanSquaredError):
         ValueError: if the two shapes differ.
     """
 
-    def __init__(self, squared: bool = True, **kwargs: object) -> None:
+    def __init__(self, squared: bool = True, **kwargs: Any) -> None:
         super().__init__(squared=squared, **kwargs)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
@@ -120,7 +121,7 @@ class MacroF1(MulticlassF1Score):
     predictions of the epoch, as in scikit-learn's `f1_score(average="macro")`.
     """
 
-    def __init__(self, num_classes: int, **kwargs: object) -> None:
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(num_classes=num_classes, average="macro", **kwargs)
 
 
@@ -150,7 +151,7 @@ class MeanReciprocalRank(torchmetrics.Metric):
     mrr_sum: Tensor
     num_graphs: Tensor
 
-    def __init__(self, filtered: bool, **kwargs: object) -> None:
+    def __init__(self, filtered: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filtered = filtered
         self.add_state("mrr_sum", torch.tensor(0.0), dist_reduce_fx="sum")
@@ -168,7 +169,8 @@ class MeanReciprocalRank(torchmetrics.Metric):
         numbered within the graph, `edge_label` [M], positive where it is 1.
         """
         if isinstance(scores, Tensor):
-            scores, edge_label_index, edge_label = [scores], [edge_label_index], [edge_label]
+            one = cast(tuple[Tensor, Tensor, Tensor], (scores, edge_label_index, edge_label))
+            scores, edge_label_index, edge_label = ([part] for part in one)
         if not len(scores) == len(edge_label_index) == len(edge_label):
             raise ValueError(
                 f"Expected as many score matrices as label indices and labels, got {len(scores)}, "

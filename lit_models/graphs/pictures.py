@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from functools import partial
+from typing import cast
 
 import lightning as L
 import numpy as np
@@ -11,13 +13,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
-from torch import Tensor
-from torch_geometric.data import Batch, Data
+from torch import Tensor, nn
+from torch_geometric.data import Data
 
 from kernels.resolvent import resolvent_matrix
 from lit_models.callbacks.cadence import is_due
+from lit_models.graphs.batch import Batch
 from lit_models.graphs.chimera import ChimeraLayer
+from lit_models.graphs.tasks import GraphTask
 from lit_models.layers.edge_weights import edge_weights
+from lit_models.module import LitModule
+from lit_models.trainer import board_of, data_of
 
 
 class GraphPictures(Callback):
@@ -38,12 +44,13 @@ class GraphPictures(Callback):
         self.every_n_epochs, self.graphs, self.nodes = every_n_epochs, graphs, nodes
 
     @rank_zero_only
-    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Averaged weights are in place now; when the epoch ends, they are taken away before this
         # callback's turn.
         if not is_due(trainer, self.every_n_epochs):
             return
-        dataset = trainer.datamodule.val_dataset
+        module, data = cast(LitModule, pl_module), data_of(trainer)
+        dataset = data.val_dataset
         sizes = torch.tensor([graph.num_nodes for graph in dataset])
         chosen = (sizes - self.nodes).abs().argsort(stable=True)[: self.graphs].sort().values
         graphs = [dataset[i] for i in chosen.tolist()]
@@ -51,7 +58,7 @@ class GraphPictures(Callback):
         seen: dict[str, tuple] = {}
         layers = {n: m for n, m in module.named_modules() if isinstance(m, ChimeraLayer)}
         hooks = [
-            layer.register_forward_pre_hook(lambda _, inputs, n=name: seen.update({n: inputs}))
+            layer.register_forward_pre_hook(partial(keep_inputs, seen, name))
             for name, layer in layers.items()
         ]
         try:
@@ -59,7 +66,7 @@ class GraphPictures(Callback):
         finally:
             for hook in hooks:
                 hook.remove()
-        board, step = trainer.logger.experiment, trainer.global_step
+        board, step = board_of(trainer), trainer.global_step
         for name, layer in layers.items():
             x, edge_attr = seen[name][:2]
             for channel, delta in layer.deltas(x, edge_attr)._asdict().items():
@@ -70,12 +77,17 @@ class GraphPictures(Callback):
                 n: first_resolvent(layers[n], seen[n]) for n in (*layers,)[:: len(layers) - 1 or 1]
             }
             board.add_figure("resolvent", draw_resolvents(matrices, graphs[0]), step)
-        if "smiles" in graphs[0] and module.task.level == "graph":
-            names = trainer.datamodule.label_names
+        if "smiles" in graphs[0] and cast(GraphTask, module.task).level == "graph":
+            names = data.label_names
             names = names or [str(i) for i in range(prediction.shape[1])]
             picture = draw_molecules(graphs, prediction.float().cpu(), names, module.task.selection)
             if picture is not None:
                 board.add_image("molecules", picture, step, dataformats="HWC")
+
+
+def keep_inputs(seen: dict[str, tuple], name: str, _: nn.Module, inputs: tuple) -> None:
+    """Note the inputs of a layer, as a hook before its forward pass."""
+    seen[name] = inputs
 
 
 def first_resolvent(layer: ChimeraLayer, inputs: tuple) -> Tensor:
@@ -90,10 +102,13 @@ def first_resolvent(layer: ChimeraLayer, inputs: tuple) -> Tensor:
 
 def draw_resolvents(matrices: dict[str, Tensor], graph: Data) -> Figure:
     """|L| of each layer, on a logarithmic scale, beside the graph's shortest-path distances."""
+    assert graph.edge_index is not None  # a graph that a layer has seen
     source, target = graph.edge_index.tolist()
     ends = coo_array((np.ones(len(source)), (source, target)), (graph.num_nodes,) * 2)
     distance = shortest_path(ends.tocsr(), unweighted=True)
-    panels = {f"log₁₀ |L|, {name}": m.clamp(min=1e-12).log10() for name, m in matrices.items()}
+    panels: dict[str, Tensor | np.ndarray] = {
+        f"log₁₀ |L|, {name}": m.clamp(min=1e-12).log10() for name, m in matrices.items()
+    }
     panels["graph distance in edges"] = np.where(np.isinf(distance), np.nan, distance)
     figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
     for axes, (title, matrix) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -117,7 +132,8 @@ def draw_molecules(
         warnings.warn(f"No pictures of molecules: RDKit cannot draw here ({error}).", stacklevel=1)
         return None
     describe = {"ap": describe_labels, "accuracy": describe_class}.get(metric, describe_values)
-    legends = [describe(g.y.flatten(), p, names) for g, p in zip(graphs, prediction, strict=True)]
+    targets = [cast(Tensor, graph.y).flatten() for graph in graphs]
+    legends = [describe(y, p, names) for y, p in zip(targets, prediction, strict=True)]
     options = Draw.rdMolDraw2D.MolDrawOptions()
     options.legendFontSize, options.legendFraction = 22, 0.2
     png = Draw.MolsToGridImage(

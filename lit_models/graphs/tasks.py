@@ -11,10 +11,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
+from torch_geometric.data.data import BaseData
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lit_models.graphs.batch import Batch
 from lit_models.graphs.metrics import (
     AveragePrecision,
     MacroF1,
@@ -53,7 +55,8 @@ class GraphTask(Task):
     def as_batch(self, samples: Batch | Data | Sequence[Data]) -> Batch:
         """A batch, also of a single graph or a list of them, whose edges, if any, are int64."""
         if not isinstance(samples, Batch):
-            samples = Batch.from_data_list([samples] if isinstance(samples, Data) else samples)
+            graphs: list[BaseData] = [samples] if isinstance(samples, Data) else [*samples]
+            samples = Batch.from_data_list(graphs)
         edges = samples.edge_index
         if edges is None or edges.dtype == torch.int64:
             return samples
@@ -103,7 +106,9 @@ class MultilabelClassification(GraphTask):
         return MetricCollection({"ap": AveragePrecision(self.num_outputs)})
 
     def per_label(self, metrics: MetricCollection, names: list[str]) -> dict[str, Tensor]:
-        values = metrics["ap"].per_label()
+        metric = metrics["ap"]
+        assert isinstance(metric, AveragePrecision)  # as `metrics` made it
+        values = metric.per_label()
         defined = zip(names, values, strict=True) if names else enumerate(values)
         return {f"ap_per_label/{name}": value for name, value in defined if not value.isnan()}
 

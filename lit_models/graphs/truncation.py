@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, median
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -14,12 +15,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
-from torch import Tensor
-from torch_geometric.data import Batch, Data, Dataset
+from torch import Tensor, nn
+from torch_geometric.data import Data, Dataset
+from torch_geometric.data.data import BaseData
 
 from kernels.resolvent import AddPlan, resolvent
 from lit_models.callbacks.untouched import untouched
+from lit_models.graphs.batch import Batch
 from lit_models.graphs.chimera import ChimeraLayer, checked_resolvent
+from lit_models.trainer import board_of, data_of
 
 TOLERANCE = 1e-6
 
@@ -74,34 +78,44 @@ class TruncationProbe(Callback):
         return self.summary and {**self.summary, "curves": self.curves, "history": self.history}
 
     @rank_zero_only
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.history:
-            self._measure(trainer, module, "start")
+            self._measure(trainer, pl_module, "start")
 
     @rank_zero_only
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         step = trainer.global_step
         done = not self.history or self.history[-1]["step"] == step
         if not done and step % self.every_n_steps == 0:
-            self._measure(trainer, module)
+            self._measure(trainer, pl_module)
 
     @rank_zero_only
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.history:
-            self._measure(trainer, module, "end")
+            self._measure(trainer, pl_module, "end")
 
     def _measure(
         self, trainer: L.Trainer, module: L.LightningModule, moment: str | None = None
     ) -> None:
         """One measurement, of all terms where the moment has a name."""
         with untouched(module):
-            layers = self._layers(trainer, module)
-            if not layers:
+            chimera = {n: m for n, m in module.named_modules() if isinstance(m, ChimeraLayer)}
+            if not chimera:
                 return
-            at_diameter = terms_above_diameter(self._batch)
+            batch = self._fixed_batch(trainer, module)
+            layers = live_layers(module, chimera, batch)
+            at_diameter = terms_above_diameter(batch)
             terms = sorted({*self.terms, at_diameter}) if moment else [at_diameter]
             repeats = self.repeats if moment == "end" else 1
             found = {name: layer.errors(terms, repeats) for name, layer in layers.items()}
+            exact_error = None
             if moment == "end":
                 exact_error = max(layer.exact_error() for layer in layers.values())
         step, diameter = trainer.global_step, terms.index(at_diameter)
@@ -116,37 +130,22 @@ class TruncationProbe(Callback):
             for name, errors in found.items()
         ]
         self.history = [row for row in self.history if row["step"] != step] + rows
-        board = trainer.logger.experiment
+        board = board_of(trainer)
         for row in rows:
             for key in row.keys() - {"step", "layer"}:
                 board.add_scalar(f"truncation/{key}/{row['layer']}", row[key], step)
         if moment:
             self._keep_curves(found, terms, moment)
             board.add_figure("truncation", draw_errors(self.curves, at_diameter), step)
-        if moment == "end":
+        if exact_error is not None:
             self._summarise(rows, at_diameter, exact_error)
 
-    def _layers(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, "LiveLayer"]:
-        """Every Chimera layer with its inputs for the fixed graphs."""
-        layers = {n: m for n, m in module.named_modules() if isinstance(m, ChimeraLayer)}
-        if not layers:
-            return {}
+    def _fixed_batch(self, trainer: L.Trainer, module: L.LightningModule) -> Batch:
+        """The same graphs at every measurement."""
         if self._batch is None:
-            self._batch = fixed_batch(trainer.datamodule.val_dataset, self.graphs).to(module.device)
-        batch, seen = self._batch, {}
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda layer, inputs, n=name: seen.update({n: LiveLayer(layer, batch, inputs)})
-            )
-            for name, layer in layers.items()
-        ]
-        try:
-            with torch.no_grad():
-                module(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return seen
+            graphs = data_of(trainer).val_dataset
+            self._batch = fixed_batch(graphs, self.graphs).to(module.device)
+        return self._batch
 
     def _keep_curves(self, found: dict[str, dict], terms: list[int], moment: str) -> None:
         worst = {
@@ -185,6 +184,25 @@ class TruncationProbe(Callback):
         }
 
 
+def live_layers(
+    module: nn.Module, layers: dict[str, ChimeraLayer], batch: Batch
+) -> dict[str, "LiveLayer"]:
+    """Layers of a model with the inputs that they get when it is given a batch."""
+    seen: dict[str, LiveLayer] = {}
+
+    def keep(name: str, layer: ChimeraLayer, inputs: tuple) -> None:
+        seen[name] = LiveLayer(layer, batch, inputs)
+
+    hooks = [layer.register_forward_pre_hook(partial(keep, name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            module(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
 class LiveLayer:
     """A Chimera layer's resolvent with the operands that it has on a batch.
 
@@ -202,7 +220,7 @@ class LiveLayer:
         ]
         delta_self = layer.deltas(x, edge_attr).self
         self.normalised = delta_self is not None
-        self.delta_self = delta_self if self.normalised else x.new_full((1,), math.nan)
+        self.delta_self = x.new_full((1,), math.nan) if delta_self is None else delta_self
 
     def facts(self) -> dict[str, float]:
         """Δself, mean and maximum over nodes and heads, and the most that leaves a node."""
@@ -240,7 +258,7 @@ class LiveLayer:
         self, solve: Callable, repeats: int = 1, dtype: torch.dtype = torch.float32
     ) -> tuple[list[Tensor], float]:
         """Output and gradients of one of `repeats` passes forward and backward, median seconds."""
-        times = []
+        times, results = [], []
         for _ in range(repeats):
             operands = [operand.detach().to(dtype).requires_grad_() for operand in self.operands]
             cotangent = fixed_noise(operands[-1])
@@ -248,14 +266,18 @@ class LiveLayer:
             output = solve(self.edge_index, *operands, ptr=self.ptr)
             gradients = torch.autograd.grad(output, operands, cotangent)
             times.append(now(cotangent.device) - start)
-        return [output.detach(), *gradients], median(times)
+            results = [output.detach(), *gradients]
+        return results, median(times)
 
 
 def fixed_batch(graphs: Dataset | Sequence[Data], number: int) -> Batch:
     """So many graphs, evenly spaced in the order of their sizes, with a plan."""
-    order = sorted(range(len(graphs)), key=lambda i: graphs[i].num_nodes)
+    graphs = cast(Sequence[Data], graphs)
+    sizes = [graphs[i].num_nodes or 0 for i in range(len(graphs))]
+    order = sorted(range(len(graphs)), key=sizes.__getitem__)
     places = np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int)
-    return AddPlan()(Batch.from_data_list([graphs[order[place]] for place in places]))
+    chosen: list[BaseData] = [graphs[order[place]] for place in places]
+    return AddPlan()(Batch.from_data_list(chosen))
 
 
 def terms_above_diameter(batch: Batch) -> int:
@@ -275,8 +297,8 @@ def fixed_noise(like: Tensor) -> Tensor:
 
 def relative_error(values: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     """‖values − truth‖ / ‖truth‖, all tensors of a list taken together."""
-    values, truth = (torch.cat([x.double().flatten() for x in xs]) for xs in (values, truth))
-    return float((values - truth).norm() / truth.norm())
+    got, true = (torch.cat([x.double().flatten() for x in xs]) for xs in (values, truth))
+    return float((got - true).norm() / true.norm())
 
 
 def now(device: torch.device) -> float:

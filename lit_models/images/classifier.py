@@ -4,6 +4,7 @@ A batch is what `lit_models.images.tasks` says. Shapes: B images, R × K patches
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +31,7 @@ class ImageClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, outputs: int):
         super().__init__()
         self.encoder = encoder
-        self.out = nn.Linear(encoder.width, outputs)
+        self.out = nn.Linear(cast(int, encoder.width), outputs)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -45,10 +46,11 @@ class ImageClassifier(nn.Module):
         self, images: Float[Tensor, "B 3 H W"], order: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B outputs"]:
         """Class scores of images whose patches were taken to other places, see `orders`."""
-        x = self.encoder.patches(images)
+        encoder = cast(ImageEncoder, self.encoder)
+        x = encoder.patches(images)
         patches = x.flatten(1, 2)
         moved = patches.gather(1, order.unsqueeze(-1).expand_as(patches)).view_as(x)
-        return self._pooled(self.encoder.encode(moved))
+        return self._pooled(encoder.encode(moved))
 
     def _pooled(self, features: Float[Tensor, "B R K D"]) -> Float[Tensor, "B outputs"]:
         return self.out(features.mean(dim=(1, 2)))
@@ -70,6 +72,9 @@ class LitImageClassifier(LitModule):
     Raises:
         ValueError: patches are to be permuted, of which the encoder has none.
     """
+
+    task: ImageClassification
+    net: ImageClassifier
 
     def __init__(
         self,
@@ -107,7 +112,8 @@ class LitImageClassifier(LitModule):
             prediction = self.net.of_images(resized(images, side))
             self.view_metrics[f"accuracy_{side}"].update(prediction, label)
         if f"accuracy_{PERMUTED}" in self.view_metrics:
-            order = orders(batch["index"], images[0, 0].numel() // self.net.encoder.patch**2)
+            patch = cast(ImageEncoder, self.net.encoder).patch
+            order = orders(batch["index"], images[0, 0].numel() // patch**2)
             prediction = self.net.permuted(images, order)
             self.view_metrics[f"accuracy_{PERMUTED}"].update(prediction, label)
 

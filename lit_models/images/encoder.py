@@ -85,6 +85,7 @@ class ImageEncoder(nn.Module):
 
     def positions_of(self, rows: int, columns: int) -> Float[Tensor, "1 rows columns D"]:
         """The positional embedding, bicubically interpolated where the grid is another."""
+        assert self.positions is not None  # nothing calls this where there is none
         if self.positions.shape[1:3] == (rows, columns):
             return self.positions
         image = F.interpolate(

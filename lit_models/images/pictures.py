@@ -3,7 +3,8 @@
 Shapes: B images, H × W pixels, R × K patches, N = R · K.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -17,7 +18,10 @@ from kernels.grid import GridDag, grid_dags
 from lit_models.callbacks.cadence import is_due
 from lit_models.callbacks.untouched import untouched
 from lit_models.images.chimera import ChimeraGridMixer
+from lit_models.images.classifier import ImageClassifier
 from lit_models.images.tasks import ImageBatch
+from lit_models.module import LitModule
+from lit_models.trainer import board_of, data_of
 
 
 class ImagePictures(Callback):
@@ -41,13 +45,14 @@ class ImagePictures(Callback):
 
     @rank_zero_only
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: ImageBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: ImageBatch, batch_idx: int
     ) -> None:
         if batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0:
-            shown = shown_images(batch["image"][: self.images], trainer.datamodule)
-            titles = [self._title(batch, i, trainer.datamodule) for i in range(len(shown))]
+            data = data_of(trainer)
+            shown = shown_images(batch["image"][: self.images], data)
+            titles = [self._title(batch, i, data) for i in range(len(shown))]
             figure = draw_images(shown, titles)
-            trainer.logger.experiment.add_figure("augmented", figure, trainer.global_step)
+            board_of(trainer).add_figure("augmented", figure, trainer.global_step)
 
     def _title(self, batch: ImageBatch, i: int, data: L.LightningDataModule) -> str:
         if "target" not in batch:
@@ -56,11 +61,12 @@ class ImagePictures(Callback):
         pairs = zip(shares.tolist(), classes.tolist(), strict=True)
         return ", ".join(f"{share:.2f} {name_of(label, data)}" for share, label in pairs if share)
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Averaged weights are in place now; when the epoch ends, they are taken away before this
         # callback's turn.
         if not (trainer.is_global_zero and is_due(trainer, self.every_n_epochs)):
             return
+        module = cast(LitModule, pl_module)
         self.confused: list[tuple[float, Tensor, int, int]] = []
         self.hook = module.net.register_forward_hook(self._keep)
         self._draw_fields(trainer, module)
@@ -68,12 +74,12 @@ class ImagePictures(Callback):
     def _keep(self, net: nn.Module, inputs: tuple, prediction: Tensor) -> None:
         self.prediction = prediction
 
-    def _draw_fields(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        data, board = trainer.datamodule, trainer.logger.experiment
+    def _draw_fields(self, trainer: L.Trainer, module: LitModule) -> None:
+        data, board = data_of(trainer), board_of(trainer)
         batch = next(iter(data.val_dataloader()))
         batch = {name: value[: self.images] for name, value in batch.items()}
         batch = module.in_precision(trainer.strategy.batch_to_device(batch))
-        encoder, step = module.net.encoder, trainer.global_step
+        encoder, step = cast(ImageClassifier, module.net).encoder, trainer.global_step
         figure = draw_maps({"|∂ features / ∂ pixels|": receptive_field(encoder, batch["image"])})
         board.add_figure("receptive_field", figure, step)
         fields = dag_fields(encoder, batch["image"])
@@ -83,7 +89,7 @@ class ImagePictures(Callback):
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        module: L.LightningModule,
+        pl_module: L.LightningModule,
         outputs: Any,
         batch: ImageBatch,
         batch_idx: int,
@@ -101,19 +107,19 @@ class ImagePictures(Callback):
             )
         self.confused = sorted(self.confused, key=lambda one: -one[0])[: self.images]
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.hook is None:
             return
         self.hook.remove()
         self.hook = None
-        data = trainer.datamodule
+        data = data_of(trainer)
         images = shown_images(torch.stack([image for _, image, _, _ in self.confused]), data)
         titles = [
             f"{name_of(label, data)} → {name_of(guess, data)}"
             for _, _, label, guess in self.confused
         ]
         figure = draw_images(images, titles)
-        trainer.logger.experiment.add_figure("most_confused", figure, trainer.global_step)
+        board_of(trainer).add_figure("most_confused", figure, trainer.global_step)
 
 
 def name_of(label: int, data: L.LightningDataModule) -> str:
@@ -122,9 +128,7 @@ def name_of(label: int, data: L.LightningDataModule) -> str:
     return str(names[label] if names else label)[:24]
 
 
-def shown_images(
-    images: Float[Tensor, "B 3 H W"], data: L.LightningDataModule
-) -> Float[Tensor, "B H W 3"]:
+def shown_images(images: Float[Tensor, "B 3 H W"], data: Any) -> Float[Tensor, "B H W 3"]:
     """Normalised images as colours from 0 to 1."""
     mean, std = (torch.tensor(list(x)).view(3, 1, 1) for x in (data.mean, data.std))
     return (images.float().cpu() * std + mean).clamp(0, 1).movedim(1, -1)
@@ -157,10 +161,11 @@ def dag_fields(
     layers = {n: m for n, m in encoder.named_modules() if isinstance(m, ChimeraGridMixer)}
     chosen = {name: layers[name] for name in (*layers,)[:: len(layers) - 1 or 1]}
     seen: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, n=name: seen.update({n: inputs[0]}))
-        for name, layer in chosen.items()
-    ]
+
+    def keep(name: str, _: nn.Module, inputs: tuple) -> None:
+        seen[name] = inputs[0]
+
+    hooks = [layer.register_forward_pre_hook(partial(keep, name)) for name, layer in chosen.items()]
     try:
         with torch.no_grad():
             encoder(images)

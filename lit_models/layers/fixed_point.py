@@ -117,6 +117,7 @@ class FixedPoint:
         return self._implicit(f, z), solution
 
     def _unrolled(self, f: Map, z: Tensor) -> tuple[Tensor, Solution]:
+        before = z
         for _ in range(self.most):
             before, z = z, f(z)
         residual = _residual(before.detach(), z.detach())

@@ -37,18 +37,20 @@ class _GatedNorm(torch.autograd.Function):
         mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / y.shape[1]
         scale = (mean_square + eps).rsqrt()
         out = torch.empty_like(y)
-        for rows in tiles(*y.shape, y.device):
+        for rows in tiles(len(y), y.shape[1], y.device):
             torch.mul(y[rows], scale[rows], out=out[rows])
             out[rows].mul_(F.silu(z[rows]))
         ctx.save_for_backward(y, z, scale)
         return out
 
     @staticmethod
-    def backward(ctx, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] as torch means it to be
+        ctx, d_out: Tensor
+    ) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         y, z, scale = ctx.saved_tensors
         dy, dz = torch.empty_like(y), torch.empty_like(z)
-        for rows in tiles(*y.shape, y.device):
+        for rows in tiles(len(y), y.shape[1], y.device):
             normal, sigmoid = y[rows] * scale[rows], z[rows].sigmoid()
             gate = z[rows] * sigmoid
             torch.mul(d_out[rows], gate, out=dy[rows])

@@ -48,6 +48,7 @@ class Sentences:
                     f"{list(sizes)}."
                 )
             return cls(sizes)
+        assert ptr is not None  # as lengths are not given
         offsets = ptr.tolist()
         sizes = tuple(last - first for first, last in itertools.pairwise(offsets))
         if rows != 1 or offsets[0] != 0 or offsets[-1] != most or not sizes or min(sizes) < 1:
@@ -133,7 +134,9 @@ class DepthwiseConv(nn.Conv1d):
         super().__init__(channels, channels, kernel, groups=channels)
         self.reach = kernel // 2
 
-    def forward(self, x: Float[Tensor, "N C"], sentences: Sentences) -> Float[Tensor, "N C"]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] a convolution by its own rules
+        self, x: Float[Tensor, "N C"], sentences: Sentences
+    ) -> Float[Tensor, "N C"]:
         rows = sentences.apart(x, self.reach)
         # As an image of width 1 whose channels lie innermost, as they do in x: on a CPU four times
         # faster than conv1d, which would have them outermost.

@@ -4,8 +4,9 @@ Marwah et al., "Deep Equilibrium Based Neural Operators for Steady-State PDEs", 
 Shapes: B samples, C channels, then the points of every axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import ItemsView, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -186,29 +187,34 @@ class LitFNODEQ(LitOperator):
     def _evaluate(self, batch: FieldBatch, metrics: MetricCollection) -> None:
         super()._evaluate(batch, metrics)
         if self.solved is not None:
-            for name, mean in self.health.items():
+            for name, mean in means_in(self.health):
                 mean.update(self._of_samples(name))
 
     def test_step(self, batch: FieldBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         super().test_step(batch, batch_idx, dataloader_idx)
-        if dataloader_idx == 0:
-            for depth, mean in self.at_depth.items():
+        if dataloader_idx == 0 and self.solved is not None:
+            for depth, mean in means_in(self.at_depth):
                 self.net.fixed_point = replace(self.solved, most=int(depth), tolerance=0.0)
                 mean.update(self.task.loss(self(batch), batch), self.task.samples(batch))
             self.net.fixed_point = self.solved
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
-        for depth, mean in self.at_depth.items():
+        for depth, mean in means_in(self.at_depth):
             self.log(f"test/nrmse_depth_{depth}", mean.compute())
             mean.reset()
 
     def _log_metrics(self, metrics: MetricCollection, stage: str) -> None:
         super()._log_metrics(metrics, stage)
         if self.solved is not None:
-            for name, mean in self.health.items():
+            for name, mean in means_in(self.health):
                 self.log(f"{stage}/{name}", mean.compute())
                 mean.reset()
 
     def _of_samples(self, name: str) -> Tensor:
         return getattr(self.net.solution, name).float()
+
+
+def means_in(metrics: nn.ModuleDict) -> ItemsView[str, MeanMetric]:
+    """Metrics that are means, by their names."""
+    return cast(ItemsView[str, MeanMetric], metrics.items())

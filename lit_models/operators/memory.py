@@ -42,8 +42,8 @@ class LSTM(nn.Module):
     def forward(
         self, x: Float[Tensor, "R T C"], state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Float[Tensor, "R T C"], tuple[Tensor, Tensor]]:
-        y, state = self.lstm(x, state)
-        return self.out(y), state
+        y, after = self.lstm(x, state)
+        return self.out(y), after
 
 
 class SelectiveChain(nn.Module):

@@ -13,6 +13,7 @@ their numbers agree on the first batch, which infinities and whole numbers of st
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchmetrics
@@ -42,7 +43,7 @@ class TrajectoryMetric(torchmetrics.Metric):
     columns: Tensor
     samples: Tensor
 
-    def __init__(self, shape: tuple[int, ...] = (), **kwargs: object) -> None:
+    def __init__(self, shape: tuple[int, ...] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # torchmetrics gathers an empty tensor of this type from a rank without data.
         self.set_dtype(torch.float64)
@@ -99,9 +100,7 @@ class StepwiseMetric(TrajectoryMetric):
         shape: of what is said of one step.
     """
 
-    def __init__(
-        self, per_step: bool = False, shape: tuple[int, ...] = (), **kwargs: object
-    ) -> None:
+    def __init__(self, per_step: bool = False, shape: tuple[int, ...] = (), **kwargs: Any) -> None:
         super().__init__((-1, *shape) if per_step else shape, **kwargs)
         self.per_step = per_step
 
@@ -141,7 +140,7 @@ class VRMSE(StepwiseMetric):
     of points less one, and ours, as their formula, by the number of points.
     """
 
-    def __init__(self, per_step: bool = False, eps: float = 1e-7, **kwargs: object) -> None:
+    def __init__(self, per_step: bool = False, eps: float = 1e-7, **kwargs: Any) -> None:
         super().__init__(per_step, **kwargs)
         self.eps = eps
 
@@ -199,7 +198,7 @@ class SpectralError(StepwiseMetric):
     """
 
     def __init__(
-        self, per_step: bool = False, edges: Sequence[int] = (5, 13), **kwargs: object
+        self, per_step: bool = False, edges: Sequence[int] = (5, 13), **kwargs: Any
     ) -> None:
         if list(edges) != sorted(set(edges)) or min(edges, default=1) <= 0:
             raise ValueError(f"Expected edges that increase from above 0, got {list(edges)}.")
@@ -246,7 +245,7 @@ class ConservationDrift(TrajectoryMetric):
         self,
         quantity: str,
         channels: Sequence[int] | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         if quantity not in ("mean", "energy"):
             raise ValueError(f"Expected quantity 'mean' or 'energy', got {quantity!r}.")
@@ -282,7 +281,7 @@ class StabilityTime(TrajectoryMetric):
 
     higher_is_better = True
 
-    def __init__(self, threshold: float, **kwargs: object) -> None:
+    def __init__(self, threshold: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.threshold = threshold
 
@@ -306,7 +305,7 @@ class CorrelationTime(TrajectoryMetric):
 
     higher_is_better = True
 
-    def __init__(self, threshold: float = 0.8, **kwargs: object) -> None:
+    def __init__(self, threshold: float = 0.8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.threshold = threshold
 

@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from lit_models.module import LitModule, Optimisation, UnfitDataError
 from lit_models.operators.at_resolution import AtResolution
 from lit_models.operators.tasks import FieldTask, SteadySolution, relative_l2
+from lit_models.trainer import data_of
 
 Training = Literal["teacher_forced", "rollout", "pushforward"]
 FieldBatch = dict[str, Tensor]
@@ -31,6 +32,9 @@ class Statistics(Protocol):
 
 class Normalisation(nn.Module):
     """Mean 0 and standard deviation 1 for every channel of the training data, kept with weights."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -190,7 +194,7 @@ class LitOperator(LitModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self._adopt(self.trainer.datamodule)
+            self._adopt(data_of(self.trainer))
         super().setup(stage)
 
     def _adopt(self, data: Any) -> None:
@@ -235,7 +239,7 @@ class LitOperator(LitModule):
             )
 
     def on_test_start(self) -> None:
-        names = getattr(self.trainer.datamodule, "refined", {})
+        names = getattr(data_of(self.trainer), "refined", {})
         self.refined_metrics = {name: self.task.metrics().to(self.device) for name in names}
 
     def test_step(self, batch: FieldBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -6,6 +6,7 @@ Shapes: B samples, T steps, C channels, then the points of every axis.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import default_collate
 
 from lit_models.callbacks.cadence import is_due
 from lit_models.operators.metrics import RelativeL2
+from lit_models.trainer import board_of, data_of
 
 COLOURS, ERROR_COLOURS = "viridis", "RdBu_r"
 
@@ -57,19 +59,19 @@ class FieldPictures(Callback):
         self.samples, self.rollouts, self.times = samples, rollouts, times
 
     @rank_zero_only
-    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Averaged weights are in place now; when the epoch ends, they are taken away before this
         # callback's turn.
         if not is_due(trainer, self.every_n_epochs):
             return
-        data = trainer.datamodule
+        data = data_of(trainer)
         chosen = spread(len(data.val_dataset), self.rollouts)
         batch = default_collate([data.val_dataset[i] for i in chosen])
-        moved = module.transfer_batch_to_device(batch, module.device, 0)
+        moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
         scene = Scene.of(data, chosen, batch)
-        figures = self.draw(scene, batch["target"], module(moved).float().cpu())
+        figures = self.draw(scene, batch["target"], pl_module(moved).float().cpu())
         for tag, figure in figures.items():
-            trainer.logger.experiment.add_figure(tag, figure, trainer.global_step)
+            board_of(trainer).add_figure(tag, figure, trainer.global_step)
 
     def draw(self, scene: "Scene", true: Tensor, predicted: Tensor) -> dict[str, Figure]:
         """Figures by their tags, of fields [B, T, C, *points]."""
@@ -129,9 +131,7 @@ class Scene:
     times: list[Axis]
 
     @classmethod
-    def of(
-        cls, data: L.LightningDataModule, samples: list[int], batch: dict[str, Tensor]
-    ) -> "Scene":
+    def of(cls, data: Any, samples: list[int], batch: dict[str, Tensor]) -> "Scene":
         """Of the batch of these samples of a PDEDataModule."""
         given, steps = batch["input"], batch["target"].shape[1]
         names = [f"{name}, given" for name in (data.inputs or data.channels)]
@@ -146,7 +146,7 @@ class Scene:
         )
 
 
-def space_axes(data: L.LightningDataModule, points: Sequence[int]) -> list[Axis]:
+def space_axes(data: Any, points: Sequence[int]) -> list[Axis]:
     """By the equation's coordinates; by numbers of points where the data are from elsewhere."""
     if data.source_used == "generated":
         return [Axis(name, x) for name, x in zip("xyz", data.coordinates, strict=False)]
@@ -154,7 +154,7 @@ def space_axes(data: L.LightningDataModule, points: Sequence[int]) -> list[Axis]
     return [Axis(name, torch.arange(n)) for name, n in zip(names, points, strict=False)]
 
 
-def time_axis(data: L.LightningDataModule, first: int, steps: int) -> Axis:
+def time_axis(data: Any, first: int, steps: int) -> Axis:
     """By the times that the files hold, or by numbers of frames."""
     dataset = data.val_dataset
     times = torch.as_tensor(dataset.files.times)[:: dataset.sampling.time_stride]
@@ -252,10 +252,11 @@ def draw_strip(pair: Pair, time: Axis, space: list[Axis], steps: Sequence[int]) 
     }
     figure, grid = panels(len(rows), len(steps))
     for line, (title, layer) in zip(grid, rows.items(), strict=True):
+        shown = []
         for axes, step in zip(line, steps, strict=True):
-            shown = show(axes, layer.plane(step), layer, space)
+            shown.append(show(axes, layer.plane(step), layer, space))
             axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
-        figure.colorbar(shown, ax=line, shrink=0.8)
+        figure.colorbar(shown[-1], ax=line, shrink=0.8)
         line[0].set_ylabel(title)
     for axes, step in zip(grid[0], steps, strict=True):
         axes.set_title(f"{time.label} = {float(time.values[step]):.4g}")

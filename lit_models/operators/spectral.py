@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.spectral_conv import spectral_conv
+from kernels.spectral_conv import Activation, spectral_conv
 
 
 class SpectralConv(nn.Module):
@@ -46,7 +47,7 @@ class SpectralConv(nn.Module):
             nn.init.kaiming_uniform_(self.skip_weight, a=math.sqrt(5))
 
     def forward(
-        self, x: Float[Tensor, "B C *points"], activation: str | None = None
+        self, x: Float[Tensor, "B C *points"], activation: Activation | None = None
     ) -> Float[Tensor, "B D *points"]:
         """Of the sum; `activation` is `gelu` or None."""
         return spectral_conv(
@@ -75,4 +76,4 @@ class FactorisedSpectralConv(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C *points"]) -> Float[Tensor, "B C *points"]:
-        return spectral_conv(x, [axis.weight for axis in self.axes])
+        return spectral_conv(x, [cast(Tensor, axis.weight) for axis in self.axes])

@@ -5,6 +5,7 @@ The data configuration of a differential equation names one of them.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -97,7 +98,7 @@ class SteadySolution(FieldTask):
         for batch in train:
             sums = sums + batch["target"].double().sum(dim=0)
             samples += len(batch["target"])
-        mean = sums / samples
+        mean = cast(Tensor, sums / samples)
         return lambda batch: mean
 
 

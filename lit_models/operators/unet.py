@@ -131,6 +131,7 @@ class UNet(nn.Module):
                 self.down.append(convolution(axes, above, above, periodic, stride=2))
             self.down.append(block(above, size))
             self.down.extend(block(size, size) for _ in range(blocks - 1))
+        size = sizes[-1]
         between = [Attention(size, groups)] if attention else []
         self.middle = nn.Sequential(block(size, size), *between, block(size, size))
         self.up = nn.ModuleList()

@@ -5,14 +5,14 @@ arXiv:1810.04805. Shapes: N tokens of all sentences without padding, B sentences
 tokens, W width.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
-from transformers.models.bert.modeling_bert import BertSelfAttention
+from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 from lit_models.layers.initialisation import weight_scale
 from lit_models.layers.sentences import DepthwiseConv, Sentences
@@ -62,15 +62,17 @@ class Bert(TextEncoder):
             type_vocab_size=TOKEN_TYPES,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue] of every configuration
             initializer_range=weight_scale(width),
         )
         self.bert = BertModel(config, add_pooling_layer=False)
         if kernel is not None:
             for layer in self.bert.encoder.layer:
-                layer.attention.self = ConvolvedSelfAttention(layer.attention.self, kernel)
+                attention = cast(BertLayer, layer).attention
+                mixer = cast(BertSelfAttention, attention.self)
+                attention.register_module("self", ConvolvedSelfAttention(mixer, kernel))
         if max_length is None:
-            self.bert.embeddings.position_embeddings = NoPositions()
+            self.bert.embeddings.register_module("position_embeddings", NoPositions())
 
     @property
     def words(self) -> nn.Embedding:
@@ -117,10 +119,11 @@ class ConvolvedSelfAttention(nn.Module):
         self.query, self.key, self.value = attention.query, attention.key, attention.value
         self.heads, self.dropout = attention.num_attention_heads, attention.dropout
         width = self.query.out_features
-        self.convs = nn.ModuleList(DepthwiseConv(width, kernel) for _ in range(3))
-        for conv in self.convs:
+        convs = [DepthwiseConv(width, kernel) for _ in range(3)]
+        for conv in convs:
             nn.init.dirac_(conv.weight, groups=width)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(cast(Tensor, conv.bias))
+        self.convs = nn.ModuleList(convs)
 
     def forward(
         self,

@@ -5,6 +5,8 @@ Shapes: T tokens of a sentence, H heads, N tokens of a batch without padding, M 
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 import lightning as L
 import torch
@@ -19,9 +21,11 @@ from kernels.chain import chain_matrix
 from lit_models.callbacks.cadence import is_due
 from lit_models.layers.chain_mixer import ChainMixer
 from lit_models.layers.sentences import Sentences
+from lit_models.module import LitModule
 from lit_models.text.bert import ConvolvedSelfAttention
 from lit_models.text.encoder import TextEncoder
 from lit_models.text.tasks import IGNORED, TextBatch
+from lit_models.trainer import board_of, data_of
 
 MIXERS = (ChainMixer, BertSelfAttention, ConvolvedSelfAttention)
 
@@ -45,16 +49,17 @@ class TextPictures(Callback):
         self.every_n_epochs, self.sentences, self.tokens = every_n_epochs, sentences, tokens
 
     @rank_zero_only
-    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Averaged weights are in place now; when the epoch ends, they are taken away before this
         # callback's turn.
         if not is_due(trainer, self.every_n_epochs):
             return
-        loaders = trainer.datamodule.val_dataloader()
+        module, data = cast(LitModule, pl_module), data_of(trainer)
+        loaders = data.val_dataloader()
         batch = next(iter(loaders[0] if isinstance(loaders, list) else loaders))
         batch = module.transfer_batch_to_device(batch, module.device, 0)
-        words, board = trainer.datamodule.words, trainer.logger.experiment
-        matrices = mixing_matrices(module.net.encoder, batch, self.tokens)
+        words, board = data.words, board_of(trainer)
+        matrices = mixing_matrices(cast(TextEncoder, module.net.encoder), batch, self.tokens)
         if matrices:
             shown = [words[i] for i in first_sentence(batch, self.tokens)[0].tolist()]
             board.add_figure("token_mixing", draw_mixing(matrices, shown), trainer.global_step)
@@ -74,10 +79,11 @@ def mixing_matrices(encoder: TextEncoder, batch: TextBatch, most: int) -> dict[s
     """[T, T] of the first and the last layer that mixes by L or attention, for one sentence."""
     layers = {name: m for name, m in encoder.named_modules() if isinstance(m, MIXERS)}
     seen: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, n=name: seen.update({n: inputs[0]}))
-        for name, layer in layers.items()
-    ]
+
+    def keep(name: str, _: nn.Module, inputs: tuple) -> None:
+        seen[name] = inputs[0]
+
+    hooks = [layer.register_forward_pre_hook(partial(keep, name)) for name, layer in layers.items()]
     tokens, types = (x.unsqueeze(0) for x in first_sentence(batch, most))
     sentence = Sentences((tokens.shape[1],))
     try:
@@ -104,7 +110,8 @@ def mixing_matrix(
         query, key = layer.queries_and_keys(x, sentence)
         heads = layer.heads
     else:
-        query, key, heads = layer.query(x), layer.key(x), layer.num_attention_heads
+        attention = cast(BertSelfAttention, layer)
+        query, key, heads = attention.query(x), attention.key(x), attention.num_attention_heads
     query, key = (y.unflatten(-1, (heads, -1)).transpose(0, 1) for y in (query, key))
     return (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=0)
 
