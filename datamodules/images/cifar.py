@@ -72,6 +72,9 @@ class CIFARDataModule(ImageDataModule):
         DataError: another number of classes, a share that is none, and as ImageDataModule says.
     """
 
+    # Lightning's own may be None.
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self,
         classes: int = 10,
@@ -87,7 +90,7 @@ class CIFARDataModule(ImageDataModule):
         self.label_names = NAMES[classes].split()
         self.name = f"cifar{classes}"
 
-    @property
+    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
     def task(self) -> str:
         """For reports: a part of the images bears its own name."""
         return f"{self.name}-subset" if self.source_used == "subset" else self.name

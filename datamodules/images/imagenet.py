@@ -118,6 +118,9 @@ class ImageNetDataModule(ImageDataModule):
             ImageDataModule says.
     """
 
+    # Lightning's own may be None.
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self,
         name: str,
@@ -143,15 +146,15 @@ class ImageNetDataModule(ImageDataModule):
                 f"data.crop_area is {list(crop_area)}."
             )
         self.name, self.classes, self.validation_share = name, classes, validation_share
-        self.crop_fraction, self.crop_area = crop_fraction, tuple(crop_area)
+        self.crop_fraction, self.crop_area = crop_fraction, (crop_area[0], crop_area[1])
         self.cached_pixels = cached_pixels
 
-    @property
+    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
     def task(self) -> str:
         """For reports: a part of the images bears its own name."""
         return f"{self.name}-subset" if self.source_used == "subset" else self.name
 
-    @property
+    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
     def label_names(self) -> list[str]:
         """Of the classes' folders; known after `setup()`."""
         self.cached_folder()
@@ -198,7 +201,9 @@ class ImageNetDataModule(ImageDataModule):
     @cached_property
     def _tree_key(self) -> str:
         """Of the tree in `data_dir`; kept, as going through a large one takes seconds."""
-        return tree_key(self._root(), FOLDERS)
+        root = self._root()
+        assert root is not None  # else there is nothing to ask for the key of
+        return tree_key(root, FOLDERS)
 
     def _root(self) -> Path | None:
         """The tree in `data_dir`, None if there is none."""
@@ -353,10 +358,11 @@ def _tabulate(
     """
     present = [(one, head) for one, head in zip(files, headers, strict=True) if head is not None]
     paths = [root / one.path for one, _ in present]
+    image = None
     if decoded:
         side = (present[0][1].height, present[0][1].width) if present else (1, 1)
-        image = torch.empty((len(paths), 3, *side), dtype=torch.uint8)
-        sound = for_each(lambda i: _decode(paths[i], image[i]), range(len(paths)))
+        block = image = torch.empty((len(paths), 3, *side), dtype=torch.uint8)
+        sound = for_each(lambda i: _decode(paths[i], block[i]), range(len(paths)))
     else:
         sound = for_each(decodes if len(files) <= MOST_DECODED else ends, paths)
     kept = [i for i, good in enumerate(sound) if good]
@@ -368,7 +374,7 @@ def _tabulate(
         )
     label = torch.tensor([number[present[i][0].name] for i in kept])
     not_rgb = sum(present[i][1].mode != "RGB" for i in kept)
-    if decoded:
+    if image is not None:
         return ImageTable(image[kept] if lost else image, label), lost, not_rgb
     size = [(*present[i][1][:2], paths[i].stat().st_size) for i in kept]
     table = FileTable.of([present[i][0].path for i in kept], label, torch.tensor(size))
