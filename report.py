@@ -50,7 +50,8 @@ def write_report(
     """Collect the run's facts and write them to report.json."""
     progress = next(c for c in callbacks_of(trainer) if isinstance(c, RunProgress))
     best = trainer.checkpoint_callback
-    assert isinstance(best, ModelCheckpoint) and best.best_model_score is not None
+    assert isinstance(best, ModelCheckpoint)
+    assert best.best_model_score is not None
     tested = {name.removeprefix("test/"): value for name, value in test_metrics.items()}
     task, whole = model.task, (datamodule.train_dataset, datamodule.test_dataset)
     batches = (datamodule.whole(dataset) for dataset in whole)
@@ -74,7 +75,7 @@ def write_report(
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
         "probes": {
-            type(callback).__name__: callback.probe()
+            type(callback).__name__: cast(Any, callback).probe()
             for callback in callbacks_of(trainer)
             if hasattr(callback, "probe")
         },

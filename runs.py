@@ -194,8 +194,8 @@ def _predict_molecules(run: Path, file: Path) -> Path:
     cfg, model = load_config(run), load_run(run)
     task = model.task
     features = _values_of("node_sizes", OmegaConf.to_container(cfg.model))
-    of_graphs = isinstance(task, GraphTask) and task.level == "graph"
-    if not of_graphs or [*ATOM_FEATURE_SIZES] not in features:
+    known = [*ATOM_FEATURE_SIZES] in features
+    if not isinstance(task, GraphTask) or task.level != "graph" or not known:
         raise UserError(
             f"{run} was not trained to predict anything of molecules by the features of "
             "datamodules.graphs.molecules, so it can predict nothing from SMILES: name another run."

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout

@@ -153,8 +153,8 @@ class LRGBDataModule(CachedGraphDataModule):
             return official
         return official | {GENERATED: self._plan_generated}
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
-    def label_names(self) -> list[str]:
+    @property
+    def label_names(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Names of the columns of y, or of the classes; generated ones have their own."""
         if self.task in GENERATED_LABELS:
             self.cached_folder()

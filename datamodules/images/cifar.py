@@ -72,9 +72,6 @@ class CIFARDataModule(ImageDataModule):
         DataError: another number of classes, a share that is none, and as ImageDataModule says.
     """
 
-    # Lightning's own may be None.
-    name: str  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(
         self,
         classes: int = 10,
@@ -88,10 +85,11 @@ class CIFARDataModule(ImageDataModule):
         check_share(validation_share)
         self.classes, self.validation_share = classes, validation_share
         self.label_names = NAMES[classes].split()
-        self.name = f"cifar{classes}"
+        # Lightning's own may be None.
+        self.name: str = f"cifar{classes}"  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
-    def task(self) -> str:
+    @property
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: a part of the images bears its own name."""
         return f"{self.name}-subset" if self.source_used == "subset" else self.name
 

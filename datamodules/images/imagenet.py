@@ -118,9 +118,6 @@ class ImageNetDataModule(ImageDataModule):
             ImageDataModule says.
     """
 
-    # Lightning's own may be None.
-    name: str  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(
         self,
         name: str,
@@ -145,17 +142,19 @@ class ImageNetDataModule(ImageDataModule):
                 "Expected the least and the largest share of an image, such as [0.08, 1], but "
                 f"data.crop_area is {list(crop_area)}."
             )
-        self.name, self.classes, self.validation_share = name, classes, validation_share
+        # Lightning's own may be None.
+        self.name: str = name  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.classes, self.validation_share = classes, validation_share
         self.crop_fraction, self.crop_area = crop_fraction, (crop_area[0], crop_area[1])
         self.cached_pixels = cached_pixels
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
-    def task(self) -> str:
+    @property
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: a part of the images bears its own name."""
         return f"{self.name}-subset" if self.source_used == "subset" else self.name
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
-    def label_names(self) -> list[str]:
+    @property
+    def label_names(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of the classes' folders; known after `setup()`."""
         self.cached_folder()
         return self._meta["label_names"]

@@ -188,7 +188,9 @@ class TheWell(Layout):
         self.channels = []
         for order in range(3):
             group = cast("h5py.Group | None", file.get(f"t{order}_fields"))
-            for name in _attribute(group, "field_names", sorted(group)) if group else ():
+            if group is None:
+                continue
+            for name in _attribute(group, "field_names", sorted(group)):
                 self.fields.append(Field(_dataset(group, name)))
                 ends = _components(names, order)
                 self.channels += [name + end for end in ends]

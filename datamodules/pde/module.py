@@ -134,8 +134,8 @@ class PDEDataModule(DataModule):
         self.normaliser: Normaliser | None = None
         self.input_normaliser: Normaliser | None = None
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
-    def task(self) -> str:
+    @property
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The equation's name, or the file's."""
         return type(self.equation).__name__ if self.file is None else Path(self.file).stem
 
@@ -167,7 +167,8 @@ class PDEDataModule(DataModule):
             how = self.generate
             plan = self.recipe.plan(self.cache_dir, how.processes, how.device)
             return [ensure(plan) / "data.hdf5"]
-        assert self.data_dir is not None and self.file is not None
+        assert self.data_dir is not None
+        assert self.file is not None
         path = self.data_dir / self.file
         found = sorted(path.glob("*.h*5")) if path.is_dir() else [path]
         if not found or not found[0].is_file():

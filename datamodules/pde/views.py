@@ -187,7 +187,8 @@ class Statistics:
     def normaliser(self) -> Normaliser:
         """Of what was counted; a channel that never changes keeps its scale."""
         assert self.shift is not None
-        assert isinstance(self.sum, Tensor) and isinstance(self.squares, Tensor)
+        assert isinstance(self.sum, Tensor)
+        assert isinstance(self.squares, Tensor)
         mean = self.sum / self.count
         std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
         std = torch.where(std > 0, std, 1.0)

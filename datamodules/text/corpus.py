@@ -100,8 +100,8 @@ class TextCorpusDataModule(TextDataModule):
             GENERATED: self._plan_generated,
         }
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
-    def task(self) -> str:
+    @property
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: which text it is."""
         of = {"datasets": self._dataset_name, GENERATED: GENERATED}
         return f"mlm-{of.get(self.source_used or self.source, self.folder)}"

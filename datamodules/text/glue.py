@@ -124,9 +124,6 @@ class GLUEDataModule(TextDataModule):
         DataError: an unknown task, a share that is none, and as TextDataModule says.
     """
 
-    # Lightning's own may be None.
-    name: str  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(self, task: str, validation_share: float = 0.1, **text: Any):
         super().__init__(**text)
         if task not in TASKS:
@@ -138,11 +135,13 @@ class GLUEDataModule(TextDataModule):
                 "Expected a share between 0 and 1, but data.validation_share is "
                 f"{validation_share}."
             )
-        self.name, self.spec, self.validation_share = task, TASKS[task], validation_share
+        # Lightning's own may be None.
+        self.name: str = task  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.spec, self.validation_share = TASKS[task], validation_share
         self.label_names = list(self.spec.labels)
 
-    @property  # pyright: ignore[reportIncompatibleVariableOverride] (read, never set)
-    def task(self) -> str:
+    @property
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: a variant bears its own name."""
         return self._meta["task"] if self.source_used == "variant" else f"glue-{self.name}"
 
