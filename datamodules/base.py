@@ -38,6 +38,7 @@ class DataModule(L.LightningDataModule, ABC):
 
     counted = "samples"
     collate: Callable[[list], Any] | None = None
+    # Only read, so a subclass may compute it: a checker cannot be told that.
     task: str
     source_used: str | None
     limit: int | None = None

@@ -168,6 +168,7 @@ class ImageDataModule(CachedDataModule):
     """
 
     classes: int
+    # Only read, so a subclass may compute it: a checker cannot be told that.
     label_names: list[str]
 
     def __init__(
