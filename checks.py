@@ -100,13 +100,19 @@ def require_readable(model: L.LightningModule) -> None:
             ) from error
 
 
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The callbacks of a trainer, an attribute that Lightning sets but does not declare."""
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def why_not_validated(trainer: L.Trainer) -> str:
     """Say why a training that has ended selected no model."""
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         why = f"trainer.max_epochs is {trainer.max_epochs} and max_steps {trainer.max_steps}"
         return f"No epoch was validated, so no model was selected: {why}; raise them."
-    timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)
-    if timer is not None and timer.time_remaining() <= 0:
+    timer = next((c for c in callbacks_of(trainer) if isinstance(c, Timer)), None)
+    left = None if timer is None else timer.time_remaining()
+    if left is not None and left <= 0:
         return (
             "No epoch was validated, so no model was selected: trainer.max_time was over after "
             f"{trainer.global_step} steps; raise it, or lower trainer.limit_train_batches."

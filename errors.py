@@ -16,7 +16,8 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import DataError
@@ -95,10 +96,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, told):
         return str(error)
     # What fails while a full disk is dealt with says nothing about the disk.
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return _unwritable(error)
-        error = error.__cause__ or error.__context__
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in UNWRITABLE:
+            return _unwritable(link)
+        link = link.__cause__ or link.__context__
     return None
 
 
@@ -125,6 +127,7 @@ def _is_ours(path: Path) -> bool:
 
 def _unwritable(error: OSError) -> str:
     place = error.filename or "a file of this run"
+    assert error.errno is not None  # but one of UNWRITABLE
     reason = os.strerror(error.errno)
     if error.errno in FULL:
         remedy = "free some space, or name folders elsewhere by runs_dir and data.cache_dir"

@@ -8,18 +8,24 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.core.override_parser.types import Quote, QuotedString
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from checks import callbacks_of
+from datamodules.base import DataModule
 from lit_models.callbacks.averaging import ExponentialMovingAverage
 from lit_models.callbacks.progress import RunProgress, peak_memory_mib
+from lit_models.module import LitModule
 
 CODE = ("configs", "datamodules", "kernels", "ledger", "lit_models", "studies", "tests", "tools")
 LIBRARIES = ("torch", "lightning", "torch-geometric", "torchmetrics", "numpy")
@@ -37,13 +43,15 @@ TRIVIAL = {
 def write_report(
     cfg: DictConfig,
     trainer: L.Trainer,
-    model: L.LightningModule,
-    datamodule: L.LightningDataModule,
-    test_metrics: dict[str, float],
+    model: LitModule,
+    datamodule: DataModule,
+    test_metrics: Mapping[str, float],
 ) -> dict:
     """Collect the run's facts and write them to report.json."""
-    progress = next(c for c in trainer.callbacks if isinstance(c, RunProgress))
+    progress = next(c for c in callbacks_of(trainer) if isinstance(c, RunProgress))
     best = trainer.checkpoint_callback
+    assert isinstance(best, ModelCheckpoint)
+    assert best.best_model_score is not None
     tested = {name.removeprefix("test/"): value for name, value in test_metrics.items()}
     task, whole = model.task, (datamodule.train_dataset, datamodule.test_dataset)
     batches = (datamodule.whole(dataset) for dataset in whole)
@@ -55,7 +63,7 @@ def write_report(
         "selected": {
             "metric": best.monitor,
             "value": float(best.best_model_score),
-            "test": tested[model.task.selection],
+            "test": tested[task.selection],
             "checkpoint": "checkpoints/best.ckpt",
         },
         "test": tested,
@@ -67,8 +75,8 @@ def write_report(
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
         "probes": {
-            type(callback).__name__: callback.probe()
-            for callback in trainer.callbacks
+            type(callback).__name__: cast(Any, callback).probe()
+            for callback in callbacks_of(trainer)
             if hasattr(callback, "probe")
         },
         f"{datamodule.counted}_per_second": progress.samples_per_second,
@@ -83,7 +91,7 @@ def write_report(
 
 def averaging(trainer: L.Trainer) -> float | None:
     """The decay of the moving average of weights that was tested; None if it was the weights."""
-    averages = (c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage))
+    averages = (c for c in callbacks_of(trainer) if isinstance(c, ExponentialMovingAverage))
     return next((average.decay for average in averages if average.decay), None)
 
 
@@ -172,7 +180,7 @@ def compare_with_baseline(cfg: DictConfig, report: dict) -> dict:
         return report
     print(f"\nMeasuring the baseline on the same data and split (EXP={cfg.compare}) …", flush=True)
     folder = Path(cfg.run_dir) / cfg.compare
-    data = OmegaConf.to_container(cfg.data, resolve=True)
+    data = cast("dict[str, Any]", OmegaConf.to_container(cfg.data, resolve=True))
     # Everything else says which data these are.
     how = ("_target_", "batch_size", "num_workers", "size_jitter", "pre_transform")
     how += ("batch_transform", "augmentation", "repeats")

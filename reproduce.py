@@ -173,7 +173,8 @@ def tune(
     """
     if claim.tune is None and claim.pace is None:
         raise UserError(f"claim {claim.name} has nothing to tune: no `tune` and no `pace` in it.")
-    planner, record = Planner(claim, trainer), {"claim": claim.name, "scale": claim.scale}
+    planner = Planner(claim, trainer)
+    record: dict[str, Any] = {"claim": claim.name, "scale": claim.scale}
     title = f"{claim.name}, tuning"
     before = read_tuning(claim, results_dir) or {}
     if claim.tune:
@@ -227,7 +228,10 @@ def best_settings(claim: Claim, tried: list[dict[str, Any]]) -> dict[str, dict[s
             if entry["arm"] == arm:
                 value = (entry["validation"] or {}).get("value")
                 scores.setdefault(json.dumps(entry["setting"]), []).append(value)
-        means = {setting: fmean(v) for setting, v in scores.items() if None not in v}
+        known = {setting: [x for x in v if x is not None] for setting, v in scores.items()}
+        means = {
+            setting: fmean(v) for setting, v in known.items() if len(v) == len(scores[setting])
+        }
         if not means:
             raise UserError(f"every setting of arm {arm} failed: see the logs in runs/claims.")
         choose = max if claim.maximise else min
@@ -335,7 +339,7 @@ def parse_seeds(text: str | None, claim: Claim) -> tuple[int, ...] | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("reproduce", "tune"):
         command = commands.add_parser(name)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import h5py
 import lightning as L
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch_geometric.data import Data
 
 from datamodules.base import DataModule
+from datamodules.batching import BudgetLoader
 from datamodules.errors import DataError
 from datamodules.graphs.module import GraphDataModule
 from datamodules.graphs.molecules import ATOM_FEATURE_SIZES, smiles_to_graph, smiles_to_graphs
@@ -25,10 +27,15 @@ from datamodules.pde.module import PDEDataModule
 from errors import UserError, one_sentence_errors
 from lit_models.graphs.tasks import GraphTask
 from lit_models.images.tasks import ImageClassification
+from lit_models.module import LitModule
 from lit_models.operators.tasks import FieldTask
 from lit_models.text.tasks import SentenceTask
 from report import number
 from train import last_state, prepare_process, train
+
+if TYPE_CHECKING:
+    from datamodules.images.module import ImageDataModule
+    from datamodules.text.glue import GLUEDataModule
 
 MOLECULES_AT_ONCE = 128
 
@@ -44,13 +51,13 @@ def load_config(run: str | Path) -> DictConfig:
         raise UserError(
             f"{run} is not the folder of a run, it holds no config.yaml: pass one from runs/."
         )
-    cfg = OmegaConf.load(path)
+    cfg = cast(DictConfig, OmegaConf.load(path))
     # A run that was moved is where it is now, and so is all in its folder, `${run_dir}/…`.
     cfg.run_dir = str(Path(run))
     return cfg
 
 
-def load_run(run: str | Path) -> L.LightningModule:
+def load_run(run: str | Path) -> LitModule:
     """The selected model of a run, in evaluation mode, whatever its class, with its `label_names`.
 
     The checkpoint is read with `weights_only=True`: it can run no code.
@@ -146,10 +153,9 @@ def predict(run: str | Path, smiles: str | Path | None = None) -> Path:
     return path
 
 
-def _write_rows(
-    run: Path, model: L.LightningModule, datamodule: GraphDataModule
-) -> tuple[Path, int]:
-    loader, numbers = datamodule.test_dataloader(), datamodule.test_numbers
+def _write_rows(run: Path, model: LitModule, datamodule: GraphDataModule) -> tuple[Path, int]:
+    assert isinstance(model.task, GraphTask)
+    loader, numbers = _test_loader(datamodule), datamodule.test_numbers
     rows = []
     for places, batch in zip(loader.batch_sampler, loader, strict=True):
         with torch.inference_mode():
@@ -163,14 +169,15 @@ def _write_rows(
         pairs = zip(owners, outputs.tolist(), strict=True)
         rows += [[*owner, *output] for owner, output in pairs]
     path = run / "predictions.csv"
-    _write_csv(path, ["graph", "node"], rows, model, datamodule.label_names)
+    _write_csv(path, ["graph", "node"], rows, model.task.num_outputs, datamodule.label_names)
     return path, len(rows)
 
 
 def _write_samples(
-    owner: str, run: Path, model: L.LightningModule, datamodule: DataModule
+    owner: str, run: Path, model: LitModule, datamodule: "GLUEDataModule | ImageDataModule"
 ) -> tuple[Path, int]:
-    loader, numbers = datamodule.test_dataloader(), datamodule.test_numbers
+    assert isinstance(model.task, SentenceTask | ImageClassification)
+    loader, numbers = _test_loader(datamodule), datamodule.test_numbers
     rows = []
     for places, batch in zip(loader.batch_sampler, loader, strict=True):
         with torch.inference_mode():
@@ -178,15 +185,17 @@ def _write_samples(
         pairs = zip(numbers[places].tolist(), outputs.tolist(), strict=True)
         rows += [[number, *output] for number, output in pairs]
     path = run / "predictions.csv"
-    _write_csv(path, [owner], rows, model, datamodule.label_names)
+    _write_csv(path, [owner], rows, model.task.num_outputs, datamodule.label_names)
     return path, len(rows)
 
 
 def _predict_molecules(run: Path, file: Path) -> Path:
     prepare_process()
     cfg, model = load_config(run), load_run(run)
+    task = model.task
     features = _values_of("node_sizes", OmegaConf.to_container(cfg.model))
-    if model.task.level != "graph" or [*ATOM_FEATURE_SIZES] not in features:
+    known = [*ATOM_FEATURE_SIZES] in features
+    if not isinstance(task, GraphTask) or task.level != "graph" or not known:
         raise UserError(
             f"{run} was not trained to predict anything of molecules by the features of "
             "datamodules.graphs.molecules, so it can predict nothing from SMILES: name another run."
@@ -198,7 +207,7 @@ def _predict_molecules(run: Path, file: Path) -> Path:
             outputs += model(graphs[first : first + MOLECULES_AT_ONCE]).tolist()
     rows = [[line, text, *y] for line, text, y in zip(lines, smiles, outputs, strict=True)]
     path = run / f"predictions-{file.stem}.csv"
-    _write_csv(path, ["line", "smiles"], rows, model, model.label_names)
+    _write_csv(path, ["line", "smiles"], rows, task.num_outputs, model.label_names)
     print(f"{len(rows)} predictions on {file} in {path}")
     return path
 
@@ -264,20 +273,22 @@ def _values_of(key: str, config: object) -> list:
 
 
 def _write_csv(
-    path: Path, owner: list[str], rows: list[list], model: L.LightningModule, names: list[str]
+    path: Path, owner: list[str], rows: list[list], outputs: int, names: list[str]
 ) -> None:
-    if len(names) != model.task.num_outputs:
-        names = [f"output_{i}" for i in range(model.task.num_outputs)]
+    if len(names) != outputs:
+        names = [f"output_{i}" for i in range(outputs)]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([[*owner, *names], *sorted(rows)])
 
 
-def _write_fields(
-    run: Path, model: L.LightningModule, datamodule: PDEDataModule
-) -> tuple[Path, int]:
-    loader, windows = datamodule.test_dataloader(), len(datamodule.test_dataset)
-    if datamodule.refined:
-        loader = loader[0]
+def _test_loader(datamodule: DataModule) -> BudgetLoader:
+    # Where there are several, the first is like training.
+    loaders = datamodule.test_dataloader()
+    return loaders[0] if isinstance(loaders, list) else loaders
+
+
+def _write_fields(run: Path, model: LitModule, datamodule: PDEDataModule) -> tuple[Path, int]:
+    loader, windows = _test_loader(datamodule), len(datamodule.test_dataset)
     names, path = datamodule.channels, run / "predictions.hdf5"
     history = 0 if datamodule.inputs else datamodule.window.history
     stride = datamodule.sampling.time_stride
@@ -310,7 +321,7 @@ def resume(run: str | Path) -> dict:
     return train(cfg, resume_from=last)
 
 
-def _prepare(run: str | Path) -> tuple[DictConfig, L.LightningModule, DataModule]:
+def _prepare(run: str | Path) -> tuple[DictConfig, LitModule, DataModule]:
     prepare_process()
     cfg = load_config(run)
     L.seed_everything(cfg.seed, verbose=False)

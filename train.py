@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
 import lightning as L
@@ -20,12 +21,16 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import Container, DictConfig, OmegaConf, open_dict
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.basecontainer import BaseContainer
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from checks import require_readable, require_valid, why_not_validated
+from datamodules.base import DataModule
 from errors import UNWRITABLE, UserError, one_sentence_errors
 from lit_models.callbacks.checkpoint import BestCheckpoint
+from lit_models.module import LitModule
 from report import compare_with_baseline, print_summary, write_report
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -38,7 +43,7 @@ REQUEUED = "hpc_ckpt_"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
-def by_scale(values: dict[str, object], *, _root_: DictConfig, _parent_: Container) -> object:
+def by_scale(values: dict[str, object], *, _root_: DictConfig, _parent_: BaseContainer) -> object:
     """Config resolver: the value for the chosen scale, `${by_scale:{smoke:1, demo:2, paper:3}}`.
 
     A scale that is left out has demo's value.
@@ -55,7 +60,9 @@ def by_scale(values: dict[str, object], *, _root_: DictConfig, _parent_: Contain
         )
     value = values.get(_root_.scale, values["demo"])
     # A bare list could not be resolved in place, as `--cfg job --resolve` does.
-    return OmegaConf.create(value, parent=_parent_) if isinstance(value, list | dict) else value
+    if isinstance(value, list | dict):
+        return OmegaConf.create(cast(Any, value), parent=_parent_)
+    return value
 
 
 OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)
@@ -111,15 +118,15 @@ def train(cfg: DictConfig, resume_from: Path | None = None) -> dict:
         raise
 
 
-def finish(
-    cfg: DictConfig, trainer: L.Trainer, model: L.LightningModule, datamodule: L.LightningDataModule
-) -> dict:
+def finish(cfg: DictConfig, trainer: L.Trainer, model: LitModule, datamodule: DataModule) -> dict:
     """Test the selected checkpoint of a training and report; {} in all processes but the first.
 
     Raises:
         UserError: no checkpoint was selected.
     """
-    best_path = trainer.checkpoint_callback.best_model_path
+    checkpoints = trainer.checkpoint_callback
+    assert isinstance(checkpoints, ModelCheckpoint)
+    best_path = checkpoints.best_model_path
     if not best_path:
         raise UserError(why_not_validated(trainer))
     # Not by ckpt_path: Lightning's weight averaging would then put the raw weights back in place.
@@ -247,13 +254,14 @@ def save_config(cfg: DictConfig) -> None:
     """
     movable = cfg.copy()
     movable.run_dir = r"\${run_dir}"
-    resolved = OmegaConf.to_container(movable, resolve=True) | {"run_dir": cfg.run_dir}
+    resolved = cast("dict[str, Any]", OmegaConf.to_container(movable, resolve=True))
+    resolved |= {"run_dir": cfg.run_dir}
     partial = Path(cfg.run_dir) / f".config.{os.getpid()}.yaml"
     OmegaConf.save(OmegaConf.create(resolved), partial)
     partial.replace(Path(cfg.run_dir) / "config.yaml")
 
 
-def build_trainer(cfg: DictConfig, model: L.LightningModule) -> L.Trainer:
+def build_trainer(cfg: DictConfig, model: LitModule) -> L.Trainer:
     """Lightning's trainer with the callbacks and logger of the config."""
     best = BestCheckpoint(
         Path(cfg.run_dir) / "checkpoints",

@@ -7,10 +7,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch_geometric.loader import DataLoader
 
-from datamodules.batching import BudgetLoader, budget_loader
+from datamodules.batching import BudgetLoader, Samples, budget_loader
 
 SPLITS = ("train", "val", "test")
 
@@ -29,7 +28,8 @@ class DataModule(L.LightningDataModule, ABC):
 
     Attributes:
         task: what is predicted, for reports and titles.
-        source_used: such as "official" or "generated", so that neither can pass for the other.
+        source_used: such as "official" or "generated", so that neither can pass for the other;
+            None where it is not known yet.
         limit: cap on the samples of a split, None for all.
         counted: what reports call samples.
         repeats: times that an epoch shows each training sample it draws, see RepeatingSampler.
@@ -38,13 +38,14 @@ class DataModule(L.LightningDataModule, ABC):
 
     counted = "samples"
     collate: Callable[[list], Any] | None = None
+    # Only read, so a subclass may compute it: a checker cannot be told that.
     task: str
-    source_used: str
+    source_used: str | None
     limit: int | None = None
     repeats: int = 1
-    train_dataset: Dataset
-    val_dataset: Dataset
-    test_dataset: Dataset
+    train_dataset: Samples
+    val_dataset: Samples
+    test_dataset: Samples
 
     def __init__(
         self,
@@ -64,7 +65,10 @@ class DataModule(L.LightningDataModule, ABC):
     @property
     def overfits(self) -> bool:
         """Whether the trainer is to see the same few batches in every epoch."""
-        return bool(self.trainer and self.trainer.overfit_batches)
+        # Lightning sets what it does not declare.
+        return bool(
+            self.trainer and self.trainer.overfit_batches  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
@@ -80,10 +84,10 @@ class DataModule(L.LightningDataModule, ABC):
             state = {"epoch": state["epoch"] + 1, "batch": 0}
         return state
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next training loader go on there."""
         # Lightning hands a loader its own state back only inside an epoch, not between two.
-        self._position = state
+        self._position = state_dict
 
     def train_dataloader(self) -> BudgetLoader:
         """Shuffled batches of the training samples, from where a resumed run stands.
@@ -100,13 +104,17 @@ class DataModule(L.LightningDataModule, ABC):
         """Batches of the validation samples, always in the same order."""
         return self._loader(self.val_dataset, shuffle=False)
 
-    def test_dataloader(self) -> BudgetLoader:
-        """Batches of the test samples, always in the same order."""
+    def test_dataloader(self) -> BudgetLoader | list[BudgetLoader]:
+        """Batches of the test samples, always in the same order; a list of several test sets."""
         return self._loader(self.test_dataset, shuffle=False)
 
-    def whole(self, dataset: Dataset) -> DataLoader:
+    def whole(self, dataset: Samples) -> DataLoader:
         """All batches of a split for one process, for scores that need no model."""
-        loader = DataLoader(dataset, self.batch_size)
+        # torch-geometric collates samples of any dataset, though it declares only its own.
+        loader = DataLoader(
+            dataset,  # pyright: ignore[reportArgumentType]
+            self.batch_size,
+        )
         if self.collate is not None:
             loader.collate_fn = self.collate
         return loader
@@ -116,7 +124,7 @@ class DataModule(L.LightningDataModule, ABC):
         """int64 [samples]: of each test sample in the whole test split, which `limit` thins out."""
         return torch.arange(len(self.test_dataset))
 
-    def sizes(self, dataset: Dataset) -> Tensor:
+    def sizes(self, dataset: Samples) -> Tensor:
         """int64 [samples]: what the budget of a batch counts; here all samples are alike."""
         return torch.ones(len(dataset), dtype=torch.int64)
 
@@ -140,7 +148,7 @@ class DataModule(L.LightningDataModule, ABC):
             "fingerprint": self.fingerprint,
         }
 
-    def _loader(self, dataset: Dataset, shuffle: bool) -> BudgetLoader:
+    def _loader(self, dataset: Samples, shuffle: bool) -> BudgetLoader:
         return budget_loader(
             dataset,
             self.sizes(dataset),

@@ -3,15 +3,23 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from torch_geometric.loader import DataLoader
 
 from datamodules.errors import DataError
+
+
+class Samples(Protocol):
+    """A dataset of known length, of torch or of torch-geometric."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class SizeBudgetSampler(Sampler[list[int]]):
@@ -161,7 +169,7 @@ class BudgetLoader(DataLoader):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Samples,
         sampler: SizeBudgetSampler,
         num_workers: int,
         transform: Callable[[Any], Any] | None = None,
@@ -169,7 +177,8 @@ class BudgetLoader(DataLoader):
         same_epoch: bool = False,
     ):
         super().__init__(
-            dataset,
+            # torch-geometric collates samples of any dataset, though it declares only its own.
+            dataset,  # pyright: ignore[reportArgumentType]
             batch_sampler=sampler,
             num_workers=num_workers,
             persistent_workers=False,
@@ -184,14 +193,16 @@ class BudgetLoader(DataLoader):
         self.same_epoch = same_epoch
         self.epoch, self.batch, self._begun = 0, 0, False
 
-    def __iter__(self) -> Iterator:
+    # torch declares a class of its own, of which nothing but iteration is used.
+    def __iter__(self) -> Iterator:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self._begun:
             self.epoch, self.batch = self.epoch + 1, 0
         self._begun = True
         read = 0 if self.same_epoch else self.epoch
         self.batch_sampler.epoch, self.batch_sampler.start = read, self.batch
-        if hasattr(self.dataset, "epoch"):
-            self.dataset.epoch = read
+        dataset: Any = self.dataset
+        if hasattr(dataset, "epoch"):
+            dataset.epoch = read
         for batch in super().__iter__():
             self.batch += 1
             yield batch
@@ -205,7 +216,7 @@ class BudgetLoader(DataLoader):
 
 
 def budget_loader(
-    dataset: Dataset,
+    dataset: Samples,
     sizes: Tensor,
     batch_size: int,
     shuffle: bool,

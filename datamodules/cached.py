@@ -7,17 +7,25 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.base import SPLITS, DataModule
+from datamodules.batching import Samples
 from datamodules.cache_folder import CachePlan, damage, ensure
 from datamodules.errors import DataError, DownloadError
 
 GENERATED = "generated"
+
+
+class SelectableSamples(Samples, Protocol):
+    """Samples of which some can be taken, as of torch-geometric's datasets."""
+
+    def index_select(self, rows: Tensor, /) -> Samples:
+        """These rows alone."""
+        ...
 
 
 class CachedDataModule(DataModule):
@@ -91,7 +99,7 @@ class CachedDataModule(DataModule):
         self.data_dir = Path(data_dir).expanduser() if data_dir else None
         self.source, self.generated_size, self.seed = source, tuple(generated_size), seed
         self.cache_dir, self.limit = Path(cache_dir).expanduser(), limit
-        self.source_used: str | None = None
+        self.source_used = None
         self._folder: Path | None = None
         self._meta: dict[str, Any] = {}
         self._kept: dict[str, Tensor] = {}
@@ -105,8 +113,8 @@ class CachedDataModule(DataModule):
         """
 
     @abstractmethod
-    def open_split(self, folder: Path, split: str) -> Dataset:
-        """A split of the folder, with PyG's `index_select`."""
+    def open_split(self, folder: Path, split: str) -> SelectableSamples:
+        """A split of the folder."""
 
     @property
     def candidates(self) -> Sequence[str]:
@@ -133,6 +141,7 @@ class CachedDataModule(DataModule):
                 if source == self.candidates[-1]:
                     raise
         if missed:
+            assert self.source_used is not None  # or the last error was raised
             warnings.warn(
                 f"USING {self.source_used.upper()} DATA for {self.task}, whose scores cannot be "
                 f"compared with published ones, because the {self.candidates[0]} data cannot be "
@@ -174,10 +183,11 @@ class CachedDataModule(DataModule):
             return
         folder = self.cached_folder()
         for split in SPLITS:
-            dataset = self.open_split(folder, split)
-            if self.limit is not None and self.limit < len(dataset):
-                kept = torch.arange(self.limit) * len(dataset) // self.limit
-                dataset = dataset.index_select(kept)
+            whole = self.open_split(folder, split)
+            dataset: Samples = whole
+            if self.limit is not None and self.limit < len(whole):
+                kept = torch.arange(self.limit) * len(whole) // self.limit
+                dataset = whole.index_select(kept)
                 self._kept[split] = kept
             setattr(self, f"{split}_dataset", dataset)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -294,9 +294,9 @@ def load_claim(name: str, scale: str) -> Claim:
     """
     path = _path(name)
     try:
-        cfg = OmegaConf.merge(OmegaConf.load(path), {"scale": scale})
+        cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.load(path), {"scale": scale}))
         # Overrides belong to the config of a run and are resolved there.
-        raw = _with_lent(name, OmegaConf.to_container(cfg, resolve=False))
+        raw = _with_lent(name, _dict_of(cfg, resolve=False))
         plain = {key: value if key in OF_RUNS else _plain(cfg, key) for key, value in raw.items()}
         claim = _claim(name, plain)
     except (OmegaConfBaseException, TypeError, KeyError, AttributeError) as error:
@@ -318,7 +318,7 @@ def _with_lent(name: str, raw: dict[str, Any]) -> dict[str, Any]:
 
     def part(claim: str, key: str) -> Any:
         if claim not in files:
-            files[claim] = OmegaConf.to_container(OmegaConf.load(_path(claim)), resolve=False)
+            files[claim] = _dict_of(cast(DictConfig, OmegaConf.load(_path(claim))), resolve=False)
         return files[claim][key]
 
     def whole(claim: str, arm: str, takers: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -348,6 +348,10 @@ def _with_lent(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     if isinstance(overrides, str):
         overrides = part(overrides, "overrides")
     return raw | {"overrides": overrides, "arms": {arm: whole(name, arm) for arm in raw["arms"]}}
+
+
+def _dict_of(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:
@@ -391,9 +395,9 @@ def _claim(name: str, plain: dict[str, Any]) -> Claim:
 
 def _arm(arguments: dict[str, Any]) -> Arm:
     given = arguments.get("pretrained")
-    if given:
-        given = Pretrained(**given | {"case": _texts(given.get("case", {}))})
-    return Arm(**arguments | {"pretrained": given})
+    pretrained = given and Pretrained(**given | {"case": _texts(given.get("case", {}))})
+    replaced: dict[str, Any] = {"pretrained": pretrained}
+    return Arm(**arguments | replaced)
 
 
 def _texts(case: Mapping) -> Case:
@@ -499,7 +503,7 @@ class Planner:
         try:
             make = self._study if what.study else self._training
             config = make(what, overrides, seed)
-            resolved = OmegaConf.to_container(config, resolve=True)
+            resolved = _dict_of(config)
             # An override may refer to the config: layers equal to the planted depth.
             place = config.get("study", config)
             chosen = {key: OmegaConf.select(place, key) for key in chosen}
@@ -568,8 +572,7 @@ class Planner:
 
     def _source(self, data: DictConfig) -> str:
         """The source that `auto` finds, so that runs on other data are other runs."""
-        known = OmegaConf.to_container(data, resolve=True)
-        known = {k: v for k, v in known.items() if not k.startswith("shuffle")}
+        known = {k: v for k, v in _dict_of(data).items() if not k.startswith("shuffle")}
         text = json.dumps(known, sort_keys=True)
         if text not in self._sources:
             datamodule = instantiate(data, _convert_="all")

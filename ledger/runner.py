@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -187,7 +188,7 @@ def work(config: dict, key: str, folder: Path, slot: dict[str, str], resume: boo
 def _require_same_code(config: dict, key: str) -> None:
     """Refuse what was measured while the code it names was being changed."""
     resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    if key_of(resolved) != key:
+    if key_of(cast("dict[str, Any]", resolved)) != key:
         raise UserError("the code changed while claims were being tested: leave it, or use a copy.")
 
 

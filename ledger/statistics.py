@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -210,7 +210,8 @@ def alike(trajectory: list[float | None], other: list[float | None]) -> float | 
         return None
     if min(len({*trajectory}), len({*other})) < 2:
         return 0.0
-    return float(spearmanr(trajectory, other).statistic)
+    # scipy declares no types, and the one that is found is not what it returns.
+    return float(cast(Any, spearmanr(trajectory, other)).statistic)
 
 
 def apart(trajectory: list[float | None], other: list[float | None]) -> float | None:
@@ -237,10 +238,12 @@ def _number(kind: str, ours: Any, rival: Any, model: Any, maximise: bool) -> flo
         return ours
     if kind == "rank_correlation":
         found = [alike(x, model) for x in (ours, rival) if isinstance(x, list)]
-        return None if None in found else found[0] - sum(found[1:])
+        known = [x for x in found if x is not None]
+        return known[0] - sum(known[1:]) if len(known) == len(found) else None
     if kind == "log_distance":
         found = [apart(x, model) for x in (ours, rival) if isinstance(x, list)]
-        return None if None in found else found[-1] - sum(found[:-1])
+        known = [x for x in found if x is not None]
+        return known[-1] - sum(known[:-1]) if len(known) == len(found) else None
     better, worse = (ours, rival) if maximise else (rival, ours)
     if kind == "ratio":
         return math.log(better / worse) if min(better, worse) > 0 else None

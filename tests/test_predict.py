@@ -68,8 +68,9 @@ def test_what_is_no_molecule_is_named_in_a_sentence(run, tmp_path, text, what):
     assert not list(run.glob("predictions-other*"))
 
 
-def test_a_run_on_other_graphs_predicts_no_molecules(tmp_path):
-    run = train_here(tmp_path, "edge_star")
+@pytest.mark.parametrize("experiment", ["edge_star", "fno_burgers"])
+def test_a_run_on_anything_else_predicts_no_molecules(tmp_path, experiment):
+    run = train_here(tmp_path, experiment)
     (tmp_path / "mine.smi").write_text("C\n")
     with pytest.raises(runs.UserError, match="can predict nothing from SMILES"):
         runs.predict(run, tmp_path / "mine.smi")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 GENERATOR_VERSION = 1
 """Raised whenever the same (num, seed) would give other peptides, labels or targets."""
@@ -114,8 +115,8 @@ class GeneratedPeptides:
 
     smiles: list[str]
     sequences: list[str]
-    labels: torch.FloatTensor
-    targets: torch.FloatTensor
+    labels: Tensor
+    targets: Tensor
 
 
 def generate_peptides(num: int, seed: int) -> GeneratedPeptides:

@@ -91,7 +91,7 @@ def _image(rng: np.random.Generator, num_classes: int, looks: np.ndarray) -> Dat
             continue
         is_free[inside] = False
         is_free[target[inside[source]]] = False  # background all around every object
-        of_object = rng.integers(1, num_classes)
+        of_object = int(rng.integers(1, num_classes))
         first, second = end_kinds(of_object, num_classes)
         label[inside], kind[inside] = of_object, 1
         kind[ends[0]], kind[ends[1]] = 2 + first, 2 + _ends(num_classes)[0] + second

@@ -117,7 +117,7 @@ class GraphTable:
         for key in sorted(self.tensors.keys() - set(self.derived)):
             for tensor in (self.tensors[key], self.slices[key]):
                 digest.update(f"{key} {self.dtypes[key]} {tuple(tensor.shape)}".encode())
-                digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+                digest.update(tensor.numpy().data.cast("B") if tensor.numel() else b"")
         return digest.hexdigest()
 
 

@@ -154,7 +154,7 @@ class LRGBDataModule(CachedGraphDataModule):
         return official | {GENERATED: self._plan_generated}
 
     @property
-    def label_names(self) -> list[str]:
+    def label_names(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Names of the columns of y, or of the classes; generated ones have their own."""
         if self.task in GENERATED_LABELS:
             self.cached_folder()
@@ -305,6 +305,7 @@ def _molecules(smiles: list[str], y: Tensor) -> GraphTable:
 
 
 def _pyg_table(dataset: LRGBDataset) -> GraphTable:
+    assert dataset._data is not None
     tensors = {k: v for k, v in dataset._data.to_dict().items() if isinstance(v, Tensor)}
     slices = dataset.slices  # None for a single graph
     sizes = {

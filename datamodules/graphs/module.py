@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import Compose
 
 from datamodules.base import SPLITS, DataModule
+from datamodules.batching import Samples
 from datamodules.cache_folder import CachePlan, load_tensors
 from datamodules.cached import GENERATED, CachedDataModule
 from datamodules.errors import DataError
@@ -61,6 +61,7 @@ class GraphDataModule(DataModule):
 
     counted = "graphs"
     collate = staticmethod(join_graphs)
+    # Only read, so a subclass may compute it: a checker cannot be told that.
     label_names: list[str] = []  # noqa: RUF012 (a default, replaced and never changed)
 
     def __init__(
@@ -75,11 +76,13 @@ class GraphDataModule(DataModule):
             batch_transform = Compose(given)
         super().__init__(size_jitter=size_jitter, batch_transform=batch_transform, **loading)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: Data, device: torch.device, dataloader_idx: int
+    ) -> Data:
         """Move a batch without waiting: loaders leave those for a GPU in page-locked memory."""
         return batch.to(device, non_blocking=True)
 
-    def sizes(self, dataset: Dataset) -> Tensor:
+    def sizes(self, dataset: Samples) -> Tensor:
         """int64 [graphs]: nodes of each graph of a split."""
         return torch.tensor([graph.num_nodes for graph in dataset])
 
@@ -111,7 +114,8 @@ class CachedGraphDataModule(CachedDataModule, GraphDataModule):
     def open_split(self, folder: Path, split: str) -> GraphDataset:
         return GraphDataset(GraphTable(**load_tensors(folder, split)))
 
-    def sizes(self, dataset: GraphDataset) -> Tensor:
+    def sizes(self, dataset: Samples) -> Tensor:
+        assert isinstance(dataset, GraphDataset)
         return dataset.num_nodes
 
     def plan(
@@ -140,6 +144,7 @@ class CachedGraphDataModule(CachedDataModule, GraphDataModule):
     def _transformed(
         self, build: Callable[[Path], dict[str, GraphTable]], scratch: Path
     ) -> dict[str, GraphTable]:
+        assert self.pre_transform is not None
         tables = build(scratch)
         return {split: table.transformed(self.pre_transform) for split, table in tables.items()}
 

@@ -8,6 +8,7 @@ Shapes: B images of a batch; H, W height and width.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import kornia
 import torch
@@ -262,7 +263,10 @@ class RandomErasing:
     ):
         _check_probability("RandomErasing", probability)
         self.rectangle = kornia.augmentation.RandomErasing(
-            tuple(area), tuple(ratio), value=1.0, p=probability
+            cast("tuple[float, float]", tuple(area)),
+            cast("tuple[float, float]", tuple(ratio)),
+            value=1.0,
+            p=probability,
         )
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -85,10 +85,11 @@ class CIFARDataModule(ImageDataModule):
         check_share(validation_share)
         self.classes, self.validation_share = classes, validation_share
         self.label_names = NAMES[classes].split()
-        self.name = f"cifar{classes}"
+        # Lightning's own may be None.
+        self.name: str = f"cifar{classes}"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
-    def task(self) -> str:
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: a part of the images bears its own name."""
         return f"{self.name}-subset" if self.source_used == "subset" else self.name
 

@@ -24,7 +24,8 @@ from datamodules.cores import cores
 from datamodules.errors import DataError, one_line
 from datamodules.images.module import LabelledImages
 
-T, S = TypeVar("T"), TypeVar("S")
+S = TypeVar("S")
+T = TypeVar("T")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 HIDDEN = (".", "@")
 """What names begin with that programs give to their own files."""
@@ -227,7 +228,8 @@ def cut(path: Path, side: int, choose: Callable[[int, int], Box]) -> Tensor:
                 drafted = picture.draft(None, asked)
                 if drafted is not None:
                     scale = drafted[1][2] / width
-                    box = tuple(scale * edge for edge in box)
+                    left, top, right, bottom = (scale * edge for edge in box)
+                    box = left, top, right, bottom
             return pixels(rgb(picture).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
@@ -259,7 +261,7 @@ class FileTable:
     def select(self, rows: np.ndarray) -> Self:
         """The rows where `rows`, bool [N], is true."""
         kept = np.flatnonzero(rows)
-        paths = [self.path(row) for row in kept]
+        paths = [self.path(int(row)) for row in kept]
         return self.of(paths, self.label[kept], self.size[kept])
 
     def path(self, row: int) -> str:

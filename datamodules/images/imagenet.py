@@ -142,17 +142,19 @@ class ImageNetDataModule(ImageDataModule):
                 "Expected the least and the largest share of an image, such as [0.08, 1], but "
                 f"data.crop_area is {list(crop_area)}."
             )
-        self.name, self.classes, self.validation_share = name, classes, validation_share
-        self.crop_fraction, self.crop_area = crop_fraction, tuple(crop_area)
+        # Lightning's own may be None.
+        self.name: str = name  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.classes, self.validation_share = classes, validation_share
+        self.crop_fraction, self.crop_area = crop_fraction, (crop_area[0], crop_area[1])
         self.cached_pixels = cached_pixels
 
     @property
-    def task(self) -> str:
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: a part of the images bears its own name."""
         return f"{self.name}-subset" if self.source_used == "subset" else self.name
 
     @property
-    def label_names(self) -> list[str]:
+    def label_names(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of the classes' folders; known after `setup()`."""
         self.cached_folder()
         return self._meta["label_names"]
@@ -198,7 +200,9 @@ class ImageNetDataModule(ImageDataModule):
     @cached_property
     def _tree_key(self) -> str:
         """Of the tree in `data_dir`; kept, as going through a large one takes seconds."""
-        return tree_key(self._root(), FOLDERS)
+        root = self._root()
+        assert root is not None  # else there is nothing to ask for the key of
+        return tree_key(root, FOLDERS)
 
     def _root(self) -> Path | None:
         """The tree in `data_dir`, None if there is none."""
@@ -353,10 +357,11 @@ def _tabulate(
     """
     present = [(one, head) for one, head in zip(files, headers, strict=True) if head is not None]
     paths = [root / one.path for one, _ in present]
+    image = None
     if decoded:
         side = (present[0][1].height, present[0][1].width) if present else (1, 1)
-        image = torch.empty((len(paths), 3, *side), dtype=torch.uint8)
-        sound = for_each(lambda i: _decode(paths[i], image[i]), range(len(paths)))
+        block = image = torch.empty((len(paths), 3, *side), dtype=torch.uint8)
+        sound = for_each(lambda i: _decode(paths[i], block[i]), range(len(paths)))
     else:
         sound = for_each(decodes if len(files) <= MOST_DECODED else ends, paths)
     kept = [i for i, good in enumerate(sound) if good]
@@ -368,7 +373,7 @@ def _tabulate(
         )
     label = torch.tensor([number[present[i][0].name] for i in kept])
     not_rgb = sum(present[i][1].mode != "RGB" for i in kept)
-    if decoded:
+    if image is not None:
         return ImageTable(image[kept] if lost else image, label), lost, not_rgb
     size = [(*present[i][1][:2], paths[i].stat().st_size) for i in kept]
     table = FileTable.of([present[i][0].path for i in kept], label, torch.tensor(size))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.loader import DataLoader
 
+from datamodules.batching import Samples
 from datamodules.cached import CachedDataModule
 from datamodules.errors import DataError
 from datamodules.images.augmentation import Augmentation
@@ -167,6 +168,7 @@ class ImageDataModule(CachedDataModule):
     """
 
     classes: int
+    # Only read, so a subclass may compute it: a checker cannot be told that.
     label_names: list[str]
 
     def __init__(
@@ -199,7 +201,8 @@ class ImageDataModule(CachedDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        train: LabelledImages = self.train_dataset
+        train = self.train_dataset
+        assert isinstance(train, LabelledImages)
         if self.train_limit is not None and self.train_limit < len(train):
             kept = held_out(train.label.numpy(), self.train_limit / len(train), self.seed)
             self.train_dataset = train.index_select(torch.from_numpy(kept).nonzero().flatten())
@@ -215,11 +218,18 @@ class ImageDataModule(CachedDataModule):
     def provenance(self) -> dict[str, Any]:
         return super().provenance | {"resolution": self.resolution}
 
-    def whole(self, dataset: LabelledImages) -> DataLoader:
+    def whole(self, dataset: Samples) -> DataLoader:
         """All labels of a split, without images: scores that need no model need no more."""
-        return DataLoader(Labels(dataset.label), self.batch_size)
+        assert isinstance(dataset, LabelledImages)
+        # torch-geometric collates samples of any dataset, though it declares only its own.
+        return DataLoader(
+            Labels(dataset.label),  # pyright: ignore[reportArgumentType]
+            self.batch_size,
+        )
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
+    def on_before_batch_transfer(
+        self, batch: dict[str, Any], dataloader_idx: int
+    ) -> dict[str, Any]:
         """In training, with the "seed" of its augmentation."""
         if self.augmentation is None or not (self.trainer and self.trainer.training):
             return batch
@@ -229,7 +239,7 @@ class ImageDataModule(CachedDataModule):
         digest.update(batch["index"].numpy().tobytes())
         return batch | {"seed": int.from_bytes(digest.digest(), "big") >> 1}
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """As the model takes it."""
         batch = dict(batch)
         seed, image = batch.pop("seed", None), self.unit(batch["image"])
@@ -238,6 +248,7 @@ class ImageDataModule(CachedDataModule):
         cuda = [image.device] if image.device.type == "cuda" else []
         with torch.random.fork_rng(cuda):
             torch.manual_seed(seed)
+            assert self.augmentation is not None  # for which the batch has a seed
             return batch | self.augmentation(image, batch["label"], self.classes, self.normalised)
 
     def unit(self, image: Tensor) -> Tensor:
@@ -271,7 +282,9 @@ def held_out(label: np.ndarray, share: float, seed: int, most: int | None = None
     taken = np.diff(np.floor(np.cumsum(share * counts) + 0.5).astype(int), prepend=0)
     chosen = np.zeros(len(label), dtype=bool)
     rng = np.random.default_rng(seed)
-    for one, count in zip(classes, taken.clip(max=most), strict=True):
+    if most is not None:
+        taken = np.minimum(taken, most)
+    for one, count in zip(classes, taken, strict=True):
         chosen[rng.permutation(np.flatnonzero(label == one))[:count]] = True
     if not 0 < chosen.sum() < len(label):
         raise DataError(

@@ -36,7 +36,9 @@ def stiffness(a: np.ndarray) -> csc_matrix:
     below = -down[1:-1].ravel()
     # The last point of a row has no neighbour in the first of the next.
     beside = -np.pad(right[:, 1:-1], ((0, 0), (0, 1))).ravel()[:-1]
-    return diags([here.ravel(), beside, beside, below, below], [0, 1, -1, n, -n], format="csc")
+    bands, offsets = [here.ravel(), beside, beside, below, below], [0, 1, -1, n, -n]
+    # scipy declares no types, and those of its defaults are not all that it takes and returns.
+    return diags(bands, offsets, format="csc")  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def pressure(a: np.ndarray, forcing: np.ndarray) -> np.ndarray:
@@ -85,7 +87,6 @@ class Darcy(Steady):
 
     inputs = ("a",)
     channels = ("u",)
-    periodic = False
 
     size: int = 85
     solver_size: int = 421
@@ -113,6 +114,10 @@ class Darcy(Steady):
                 f"Darcy needs positive high, low and shift and a power above 1, got {self.high}, "
                 f"{self.low}, {self.shift} and {self.power}."
             )
+
+    @property
+    def periodic(self) -> bool:
+        return False
 
     @property
     def shape(self) -> tuple[int, ...]:

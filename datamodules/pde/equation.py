@@ -35,11 +35,14 @@ class Equation(ABC):
 
     Attributes:
         channels: names of the fields of a solution.
-        periodic: the last point of an axis is beside the first.
     """
 
     channels: ClassVar[tuple[str, ...]]
-    periodic: ClassVar[bool] = True
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the last point of an axis is beside the first."""
+        return True
 
     @property
     @abstractmethod
@@ -61,7 +64,7 @@ class Equation(ABC):
         return {"equation": type(self).__name__, "solver": SOLVER_VERSION, **asdict(self)}
 
     @property
-    def smoothing(self) -> list[str]:
+    def smoothers(self) -> list[str]:
         """The names of its options of which more makes solutions smoother."""
         return [f.name for f in fields(self) if f.name.startswith(("viscosity", "diffus"))]
 
@@ -232,5 +235,5 @@ class SpectralEquation(Evolution):
             raise SolverError(
                 f"{name}: {int(bad.sum())} of {len(v)} trajectories are not resolved by "
                 f"{'×'.join(map(str, torus.sizes))} points at t = {time:g}: raise "
-                f"{either([f'oversample (now {self.oversample})', 'sizes', *self.smoothing])}."
+                f"{either([f'oversample (now {self.oversample})', 'sizes', *self.smoothers])}."
             )

@@ -34,6 +34,7 @@ class ETDRK4:
             total: Tensor | float = 0.0
             for point in circle:
                 total = total + function(scale * step * linear + point)
+            assert isinstance(total, Tensor)  # once there is a point
             return self._coefficient(total * (step / CONTOUR_POINTS))
 
         self.whole = self._coefficient(torch.exp(step * linear))

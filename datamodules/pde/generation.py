@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -25,7 +25,7 @@ from datamodules.cache_folder import CachePlan, sync
 from datamodules.cores import cores
 from datamodules.errors import DataError, one_line
 from datamodules.pde.counts import check_count
-from datamodules.pde.equation import Equation, Steady
+from datamodules.pde.equation import Equation, Evolution, Steady
 from datamodules.processes import end_with_parent
 
 AT_ONCE = {1: 16, 2: 4, 3: 1}
@@ -122,6 +122,7 @@ class Recipe:
     def _solve(self, samples: Sequence[int], device: str) -> dict[str, torch.Tensor]:
         equation, start = self.equation, self.draw(samples).to(device)
         if not isinstance(equation, Steady):
+            assert isinstance(equation, Evolution)
             return _by_name(equation, equation.solve(start, self.times))
         given, states = equation.solve(start)
         return {"nu": given[:, 0], **_by_name(equation, states.unsqueeze(1))}
@@ -246,7 +247,7 @@ def _solve_chunk(recipe: Recipe, parts: Path, chunk: range, device: str) -> None
     path = _part(parts, chunk, device)
     partial = path.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as file:
-        np.savez(file, **fields)
+        np.savez(file, **cast("dict[str, Any]", fields))  # none of them is an option
         sync(file)
     partial.replace(path)
 
@@ -285,7 +286,8 @@ def assemble(recipe: Recipe, parts: Path, path: Path, device: str) -> None:
             for name, field in _load(recipe, parts, chunk, device).items():
                 if name not in file:
                     _create(file, name, recipe.samples, field)
-                file[name][chunk.start : kept] = field[: kept - chunk.start]
+                stored = cast(h5py.Dataset, file[name])
+                stored[chunk.start : kept] = field[: kept - chunk.start]
     with path.open("rb") as file:
         sync(file)
 

@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -106,7 +106,9 @@ class PDEBench(Layout):
         names = _attribute(file, "channels", ["tensor"] if "tensor" in named else sorted(named))
         self.inputs = _attribute(file, "inputs", ["nu"] * len(self.given))
         tensor = named.get("tensor")
-        self.fields = [Field(named.get(name, tensor)) for name in names]
+        self.fields = [
+            Field(named[name] if tensor is None else named.get(name, tensor)) for name in names
+        ]
         axes = _axes(file, self.fields)
         components = self.fields[0].shape[axes + 2 :]
         if components and all(field.dataset == tensor for field in self.fields):
@@ -151,16 +153,17 @@ class PDEBenchGroups(Layout):
     """One group a sample, `0000`, `0001`, …, with `data` [T, *points, C] and `grid/t`."""
 
     def __init__(self, file: h5py.File):
-        self.groups = [file[key] for key in sorted(file, key=int)]
-        Field(self.groups[0]["data"])
+        self.groups = [cast(h5py.Group, file[key]) for key in sorted(file, key=int)]
+        first = _dataset(self.groups[0], "data")
+        Field(first)
         self.samples, self.inputs = len(self.groups), []
-        self.frames, *points, channels = self.groups[0]["data"].shape
+        self.frames, *points, channels = first.shape
         self.shape = tuple(points)
         self.channels = [f"u{i}" for i in range(channels)] if channels > 1 else ["u"]
-        self.times = np.asarray(self.groups[0]["grid/t"], np.float64)
+        self.times = np.asarray(_dataset(self.groups[0], "grid/t"), np.float64)
 
     def read(self, sample: int, frames: slice, stride: int) -> np.ndarray:
-        field = Field(self.groups[sample]["data"])
+        field = Field(_dataset(self.groups[sample], "data"))
         return np.moveaxis(field[(frames, *self.points(stride))], -1, 1)
 
 
@@ -172,21 +175,23 @@ class TheWell(Layout):
     """
 
     def __init__(self, file: h5py.File):
-        dimensions = file["dimensions"]
+        dimensions = cast(h5py.Group, file["dimensions"])
         names = _attribute(dimensions, "spatial_dims", [])
-        self.samples = int(file.attrs["n_trajectories"])
-        self.times = np.asarray(dimensions["time"], np.float64)
+        self.samples = int(cast(Any, file.attrs["n_trajectories"]))
+        self.times = np.asarray(_dataset(dimensions, "time"), np.float64)
         if self.times.ndim > 1:  # one row a sample
             self.times = self.times[0]
         self.frames = len(self.times)
-        self.shape = tuple(dimensions[name].shape[-1] for name in names)
+        self.shape = tuple(_dataset(dimensions, name).shape[-1] for name in names)
         self.inputs: list[str] = []
         self.fields: list[Field] = []
         self.channels = []
         for order in range(3):
-            group = file.get(f"t{order}_fields", {})
-            for name in _attribute(group, "field_names", sorted(group)) if group else ():
-                self.fields.append(Field(group[name]))
+            group = cast("h5py.Group | None", file.get(f"t{order}_fields"))
+            if group is None:
+                continue
+            for name in _attribute(group, "field_names", sorted(group)):
+                self.fields.append(Field(_dataset(group, name)))
                 ends = _components(names, order)
                 self.channels += [name + end for end in ends]
 
@@ -254,6 +259,11 @@ def _components(names: Sequence[str], order: int) -> list[str]:
     return [f"_{a}{b}" for a in names for b in names]
 
 
+def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    # What is there instead in a file of another layout fails where it is used, see `open_layout`.
+    return cast(h5py.Dataset, group[name])
+
+
 def _attribute(holder: Any, name: str, default: Sequence[str]) -> list[str]:
     value = holder.attrs.get(name)
     if value is None:
@@ -274,7 +284,7 @@ def open_layout(path: Path) -> Layout:
     try:
         if "t0_fields" in file or "t1_fields" in file:
             return TheWell(file)
-        if len(file) and all(key.isdigit() for key in file):
+        if len(file) and all(str(key).isdigit() for key in file):
             return PDEBenchGroups(file)
         return PDEBench(file)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:

@@ -127,6 +127,7 @@ class PDEDataModule(DataModule):
         self.noise, self.normalise = noise, normalise
         self.refined: dict[str, Windows] = {}
         if source == "generated":
+            assert equation is not None  # as was checked above
             self._check_points(equation.shape)
         self._paths: list[Path] | None = None
         self._files: TrajectoryFiles | None = None
@@ -134,7 +135,7 @@ class PDEDataModule(DataModule):
         self.input_normaliser: Normaliser | None = None
 
     @property
-    def task(self) -> str:
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The equation's name, or the file's."""
         return type(self.equation).__name__ if self.file is None else Path(self.file).stem
 
@@ -167,6 +168,7 @@ class PDEDataModule(DataModule):
             plan = self.recipe.plan(self.cache_dir, how.processes, how.device)
             return [ensure(plan) / "data.hdf5"]
         assert self.data_dir is not None
+        assert self.file is not None
         path = self.data_dir / self.file
         found = sorted(path.glob("*.h*5")) if path.is_dir() else [path]
         if not found or not found[0].is_file():
@@ -207,7 +209,7 @@ class PDEDataModule(DataModule):
                     _check_finite(field, files, sample, split)
                     if split == "train":
                         given.add(field)
-        self.normaliser = states.normaliser()
+        normaliser = self.normaliser = states.normaliser()
         self.input_normaliser = given.normaliser() if files.inputs else None
 
         def windows(split: str, sampling: Sampling) -> Windows:
@@ -217,7 +219,7 @@ class PDEDataModule(DataModule):
                 sampling,
                 self.window.history,
                 self.window.horizon if split == "train" else self.window.rollout,
-                self.normaliser,
+                normaliser,
                 self.input_normaliser,
                 self.normalise,
                 self.noise,
@@ -231,7 +233,7 @@ class PDEDataModule(DataModule):
 
     def test_dataloader(self) -> BudgetLoader | list[BudgetLoader]:
         """Test batches; with refinements a list, those at more points after those like training."""
-        loader = super().test_dataloader()
+        loader = self._loader(self.test_dataset, shuffle=False)
         if not self.refined:
             return loader
         return [loader, *(self._loader(x, shuffle=False) for x in self.refined.values())]

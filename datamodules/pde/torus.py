@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class Torus:
     @cached_property
     def laplacian(self) -> Tensor:
         """float64, of a transform's shape: −|k|²."""
-        return -sum(k.square() for k in self.wavenumbers)
+        return -cast(Tensor, sum(k.square() for k in self.wavenumbers))
 
     @cached_property
     def kept(self) -> Tensor:

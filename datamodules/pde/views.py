@@ -187,6 +187,8 @@ class Statistics:
     def normaliser(self) -> Normaliser:
         """Of what was counted; a channel that never changes keeps its scale."""
         assert self.shift is not None
+        assert isinstance(self.sum, Tensor)
+        assert isinstance(self.squares, Tensor)
         mean = self.sum / self.count
         std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
         std = torch.where(std > 0, std, 1.0)
@@ -240,6 +242,7 @@ class ObservationNoise:
             )
             for i in range(len(field))
         ]
+        assert isinstance(self.std, Sequence)  # since it was checked
         std = self.std[sample % len(self.std)]
         scale = std * normaliser.along(normaliser.std, field)
         return field + scale * torch.from_numpy(np.stack(noise))

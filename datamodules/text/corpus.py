@@ -101,7 +101,7 @@ class TextCorpusDataModule(TextDataModule):
         }
 
     @property
-    def task(self) -> str:
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: which text it is."""
         of = {"datasets": self._dataset_name, GENERATED: GENERATED}
         return f"mlm-{of.get(self.source_used or self.source, self.folder)}"
@@ -176,7 +176,7 @@ class TextCorpusDataModule(TextDataModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        own = {"max_length": self.max_length, "vocabulary": self.vocabulary}
+        own: dict[str, Any] = {"max_length": self.max_length, "vocabulary": self.vocabulary}
         own["masking"] = {"train": self.masking, "eval": self.eval_masking}
         return super().provenance | own
 
@@ -216,7 +216,7 @@ class TextCorpusDataModule(TextDataModule):
     def _stream(self) -> Iterator[tuple[str, str]]:
         name, configuration, revision = self.dataset
         datasets = hub_datasets(f"The text of {name}")
-        left = dict(zip(SPLITS, self.streamed_documents, strict=True))
+        left: dict[str, int] = dict(zip(SPLITS, self.streamed_documents, strict=True))
         try:
             load = partial(
                 datasets.load_dataset, name, configuration, revision=revision, streaming=True

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import SPLITS
+from datamodules.batching import Samples
 from datamodules.cache_folder import CachePlan, file_key, load_tensors, save_tensors
 from datamodules.cached import GENERATED
 from datamodules.errors import DataError, DownloadError, one_line
@@ -134,11 +135,13 @@ class GLUEDataModule(TextDataModule):
                 "Expected a share between 0 and 1, but data.validation_share is "
                 f"{validation_share}."
             )
-        self.name, self.spec, self.validation_share = task, TASKS[task], validation_share
+        # Lightning's own may be None.
+        self.name: str = task  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.spec, self.validation_share = TASKS[task], validation_share
         self.label_names = list(self.spec.labels)
 
     @property
-    def task(self) -> str:
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """For reports: a variant bears its own name."""
         return self._meta["task"] if self.source_used == "variant" else f"glue-{self.name}"
 
@@ -170,7 +173,7 @@ class GLUEDataModule(TextDataModule):
             return self._plan_files("variant", f"{self.name}-variant", folder)
         name = self.spec.variant
         folder = None if name is None else self._given(name)
-        if folder is None:
+        if name is None or folder is None:
             wanted = f"glue/{self.name} with other numbers of examples than GLUE's"
             raise DownloadError(
                 f"Expected a folder {wanted}{'' if name is None else f', or glue/{name},'} in "
@@ -184,7 +187,7 @@ class GLUEDataModule(TextDataModule):
 
     def _plan_files(self, source: str, name: str, folder: Path) -> CachePlan:
         paths = [folder / f"{file}.parquet" for file in self._present(folder)]
-        key = {"validation_share": self.validation_share}
+        key: dict[str, Any] = {"validation_share": self.validation_share}
         key["files"] = {path.name: file_key(path) for path in paths}
         return self._plan(source, name, key, partial(self._read, partial(_read_parquet, folder)))
 
@@ -231,7 +234,8 @@ class GLUEDataModule(TextDataModule):
     def open_split(self, folder: Path, split: str) -> LabelledSequences:
         return LabelledSequences(TokenTable(**load_tensors(folder, split)))
 
-    def sizes(self, dataset: LabelledSequences) -> Tensor:
+    def sizes(self, dataset: Samples) -> Tensor:
+        assert isinstance(dataset, LabelledSequences)
         return dataset.lengths
 
     @property
@@ -298,7 +302,9 @@ class GLUEDataModule(TextDataModule):
                 "train or to validate on: change data.validation_share or data.seed."
             )
         kept = pa.array(held_out)
-        return train.filter(compute.invert(kept)), train.filter(kept), pa.concat_tables(test)
+        # pyarrow makes its functions while it is imported.
+        others = compute.invert(kept)  # pyright: ignore[reportAttributeAccessIssue]
+        return train.filter(others), train.filter(kept), pa.concat_tables(test)
 
     def _columns(self, table: "Table", name: str) -> "Table":
         """The columns that matter, checked, under the same names for all tasks."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from datamodules.errors import DataError
+from datamodules.pde.equation import SolverError
 from datamodules.pde.fisher import Fisher
 from datamodules.pde.generation import generator
 from datamodules.pde.random_fields import sines
@@ -65,6 +66,13 @@ def test_states_stay_between_0_and_1_and_where_they_are():
         EQUATION.solve(u0.roll(7, -1), [1.0])[:, 0], states[:, 2].roll(7, -1)
     )
     torch.testing.assert_close(EQUATION.solve(u0.flip(-1), [1.0])[:, 0], states[:, 2].flip(-1))
+
+
+def test_what_is_not_resolved_is_told_what_smooths_it():
+    torus = EQUATION.torus()
+    v = torus.forward(torch.cos(torus.points[0] * 2 * math.pi * 20)[None, None])
+    with pytest.raises(SolverError, match=r"raise oversample \(now 1\), sizes or viscosity\."):
+        EQUATION.check(v, torus, 1.0)
 
 
 def test_more_axes_are_refused():
