@@ -75,7 +75,10 @@ def test_what_does_not_exist_is_said_in_one_sentence(words, message, tmp_path):
         ("data.equation.viscosity=low", "burgers cannot be made so"),
         ("+data.equation.speed=1", "unexpected keyword argument 'speed'"),
         ("data.source=official", "leave it generated"),
-        ("data.seed=-1", "data.seed must be a whole number from 0 to 2**32 - 1, got -1"),
+        (
+            "data.generate.seed=-1",
+            "data.generate.seed must be a whole number from 0 to 2**32 - 1, got -1",
+        ),
     ],
 )
 def test_values_of_another_kind_are_said_in_one_sentence(override, message):

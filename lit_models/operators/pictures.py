@@ -320,9 +320,13 @@ def draw_errors(true: Tensor, predicted: Tensor) -> Figure:
     low, high = errors.quantile(quartiles, dim=0, interpolation="nearest")
     figure, grid = panels(1, 1)
     axes, steps = grid[0][0], range(1, errors.shape[1] + 1)
-    axes.plot(steps, errors.mean(dim=0), marker=".", label=f"mean of {len(errors)} samples")
+    mean = errors.mean(dim=0)
+    axes.plot(steps, mean, marker=".", label=f"mean of {len(errors)} samples")
     axes.fill_between(steps, low, high, alpha=0.3, label="quartiles")
-    axes.set(xlabel="step", ylabel="relative L2 error", yscale="log")
+    # Of a perfect prediction, and of one that blew up at once, logarithms show nothing.
+    drawn = torch.stack([mean, low, high])
+    scale = "log" if bool(((drawn > 0) & drawn.isfinite()).any()) else "linear"
+    axes.set(xlabel="step", ylabel="relative L2 error", yscale=scale)
     axes.legend()
     return figure
 
