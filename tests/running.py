@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import runs
@@ -93,3 +95,10 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
         if tag in events.Tags()["scalars"]:
             found |= {event.step: event.value for event in events.Scalars(tag)}
     return found
+
+
+def compose_model(experiment: str, *overrides: str):
+    """The resolved model config of an experiment."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", [f"experiment={experiment}", *overrides])
+    return OmegaConf.create(OmegaConf.to_container(cfg.model, resolve=True)), cfg

@@ -6,24 +6,16 @@ import sys
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.running import ROOT, report_of, train_here, train_outside
+from tests.running import compose_model, report_of, train_here, train_outside
 from tools.list_experiments import EXPERIMENTS
 
 MEMORIES = ["none", "stacked_frames", "lstm", "mamba2"]
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 OFFICIAL_ALONE = ("edge_zinc", "node_zinc")  # trained in tests/datamodules/graphs/test_zinc.py
-
-
-def compose_model(experiment: str, *overrides: str):
-    """The resolved model config of an experiment."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", [f"experiment={experiment}", *overrides])
-    return OmegaConf.create(OmegaConf.to_container(cfg.model, resolve=True)), cfg
 
 
 @pytest.mark.parametrize("experiment", [name for name in NAMES if name not in OFFICIAL_ALONE])

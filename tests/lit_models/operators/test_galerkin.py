@@ -3,13 +3,12 @@
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_models.operators.coordinates import Coordinates
 from lit_models.operators.galerkin import GalerkinTransformer, LinearAttention
-from tests.running import ROOT
+from tests.running import compose_model
 
 POINTS = {1: (16,), 2: (5, 6), 3: (3, 4, 2)}
 KINDS = ("galerkin", "fourier")
@@ -153,9 +152,10 @@ def test_one_point_and_what_does_not_fit():
 
 
 def test_its_config_builds_it():
-    config = OmegaConf.load(ROOT / "configs/model/galerkin_transformer.yaml")
-    steady = {"inputs": 1, "net": {"axes": 2, "coordinates": "closed"}}
-    model = instantiate(OmegaConf.merge(config, steady), _convert_="all")
+    steady = "task._target_=lit_models.operators.tasks.SteadySolution", "model.inputs=1"
+    sizes = "scale=smoke", "model.net.in_channels=1", "model.net.coordinates=closed"
+    config, _ = compose_model("galerkin_ns_noise", *steady, *sizes)
+    model = instantiate(config, _convert_="all")
     batch = {"input": torch.randn(2, 1, 1, 9, 9), "target": torch.randn(2, 1, 1, 9, 9)}
     assert isinstance(model.net, GalerkinTransformer)
     assert model(batch).shape == batch["target"].shape

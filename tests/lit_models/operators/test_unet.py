@@ -3,11 +3,10 @@
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from lit_models.operators.unet import UNet
-from tests.running import ROOT
+from tests.running import compose_model
 
 POINTS = {1: (16,), 2: (8, 12), 3: (8, 4, 8)}
 
@@ -104,9 +103,8 @@ def test_what_does_not_fit_is_refused(wrong):
 
 
 def test_its_config_builds_it():
-    config = OmegaConf.load(ROOT / "configs/model/unet.yaml")
-    sizes = {"net": {"axes": 2, "width": 8, "in_channels": 3}}
-    model = instantiate(OmegaConf.merge(config, sizes), _convert_="all")
+    config, _ = compose_model("unet_ns_noise", "scale=smoke", "model.net.in_channels=3")
+    model = instantiate(config, _convert_="all")
     batch = {"input": torch.randn(2, 3, 1, 16, 12), "target": torch.randn(2, 2, 1, 16, 12)}
     assert isinstance(model.net, UNet)
     assert model(batch).shape == batch["target"].shape
