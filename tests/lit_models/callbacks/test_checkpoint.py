@@ -24,7 +24,9 @@ def test_no_checkpoint_loses_a_gradient(tmp_path, monkeypatch, batch, accumulate
     trainer = Mock(spec=L.Trainer, accumulate_grad_batches=accumulated)
     trainer.fit_loop = Mock(batch_idx=batch)
     trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = is_last
-    LastCheckpoint(tmp_path, "last", 1).on_train_batch_end(trainer, None, None, None, batch)
+    LastCheckpoint(tmp_path, "last", 1).on_train_batch_end(
+        trainer, L.LightningModule(), None, None, batch
+    )
     assert asked.called == may
 
 
