@@ -13,7 +13,7 @@ def make_run(folder, encoder: str, accuracy: float):
     folder.mkdir()
     (folder / "config.yaml").write_text(
         f"run_dir: {folder}\nseed: 3\ndata:\n  data_dir: {folder}\n"
-        f"model:\n  encoder:\n    _target_: lit_models.{encoder}\n"
+        f"model:\n  net:\n    encoder:\n      _target_: lit_models.{encoder}\n"
     )
     selected = {"metric": "val/accuracy", "value": accuracy}
     (folder / "report.json").write_text(json.dumps({"selected": selected}))
@@ -26,7 +26,7 @@ def make_run(folder, encoder: str, accuracy: float):
 
 
 def test_reports_curves_and_what_differs(tmp_path):
-    runs = [make_run(tmp_path / "a", "vit.ViT", 0.5), make_run(tmp_path / "b", "other.Net", 0.6)]
+    runs = [make_run(tmp_path / "a", "images.vit.ViT", 0.5), make_run(tmp_path / "b", "other.Net", 0.6)]
     kept = json.loads(keep("both", runs, tmp_path / "results").read_text())["runs"]
     assert kept[0]["config"] == {
         "seed": 3,

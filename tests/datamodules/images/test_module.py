@@ -317,7 +317,7 @@ def test_what_validates_is_stratified_exact_and_bounded():
 def composed(data: str, *overrides: str) -> L.LightningDataModule:
     """The data module of a config of configs/data."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        how = ["experiment=chimera_lrgb", f"data={data}", "~data.batch_transform", *overrides]
+        how = ["experiment=chimera_cifar10", f"data={data}", *overrides]
         cfg = compose("train", how)
     assert cfg.task.num_outputs == cfg.data.classes
     return instantiate(cfg.data, _convert_="all")
