@@ -26,7 +26,10 @@ def make_run(folder, encoder: str, accuracy: float):
 
 
 def test_reports_curves_and_what_differs(tmp_path):
-    runs = [make_run(tmp_path / "a", "images.vit.ViT", 0.5), make_run(tmp_path / "b", "other.Net", 0.6)]
+    runs = [
+        make_run(tmp_path / "a", "images.vit.ViT", 0.5),
+        make_run(tmp_path / "b", "other.Net", 0.6),
+    ]
     kept = json.loads(keep("both", runs, tmp_path / "results").read_text())["runs"]
     assert kept[0]["config"] == {
         "seed": 3,
