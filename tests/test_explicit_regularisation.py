@@ -53,7 +53,7 @@ def test_steps_of_large_batches_are_as_long_as_they_are_told(tmp_path, network):
         "+penalty@callbacks.penalty=unit_jacobian", "+grafting@callbacks.grafting=constant",
         "callbacks.penalty.together=2",
         "trainer.gradient_clip_val=null", "+trainer.accumulate_grad_batches=2",
-        "trainer.log_every_n_steps=1",
+        "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4",
     )  # fmt: skip
     assert scalars(run, "train/penalty")
     assert report_of(run)["steps"] == 2
