@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.running import compose_model, report_of, train_here, train_outside
+from tests.running import ROOT, compose_model, report_of, train_here, train_outside
 from tools.list_experiments import EXPERIMENTS
 
 MEMORIES = ["none", "stacked_frames", "lstm", "mamba2"]

@@ -116,6 +116,7 @@ def test_a_bundle_that_is_too_large_names_its_largest_files(bundle, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_tests_that_have_passed_are_not_run_again(bundle, tmp_path, monkeypatch):
     tree = unpack(bundle, tmp_path)
     for path in (tree / "tests/kernels").rglob("test_*.py"):
@@ -150,6 +151,7 @@ def train_on_gpu_machine(tree: Path, *overrides: str) -> None:
         gpu_train.main()
 
 
+@pytest.mark.slow
 def test_a_training_stopped_in_time_goes_on_elsewhere_loss_for_loss(bundle, tmp_path, capsys):
     tree = unpack(bundle, tmp_path / "one")
     make(tree, "gpu-setup")

@@ -321,6 +321,7 @@ def test_two_processes_train_one_model(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} <= {"runs", "data"}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_seeds_leaves_two_runs_in_one_folder(tmp_path):
     process = train_outside(tmp_path, "baseline_atoms", "-m", "seed=0,1")
     assert process.returncode == 0, process.stderr
@@ -346,6 +347,7 @@ def test_the_baseline_is_trained_on_the_same_data(tmp_path, capfd):
     assert f"baseline_atoms          {baseline['test']['ap']:.4f}" in screen
 
 
+@pytest.mark.slow
 def test_a_baseline_that_fails_is_said_to(tmp_path, capfd):
     run = train_here(tmp_path, "chimera_peptides_struct", "compare=baseline_atoms")
     assert report_of(run)["baseline"]["test"] is None

@@ -86,6 +86,7 @@ def test_unrolled_memory_grows_by_what_autograd_keeps_of_an_evaluation():
     assert np.diff(peaks) == pytest.approx(saved, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["implicit", "phantom"])
 def test_memory_of_an_equilibrium_does_not_grow(gradient):
     measured = small(gradient)
@@ -123,6 +124,7 @@ def test_both_solves_of_the_implicit_gradient_do_all_evaluations(monkeypatch):
     assert done == [(most, {most}) for most in (6, 6, 6, 6, 12, 12)]  # the first two warm up
 
 
+@pytest.mark.slow
 def test_measure():
     measured = small("unroll")
     assert measured == small("unroll") == json.loads(json.dumps(measured))

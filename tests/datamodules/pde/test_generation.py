@@ -104,6 +104,7 @@ def test_a_sample_is_its_seed_s_whatever_is_beside_it(tmp_path):
     np.testing.assert_allclose(alone, many.read(4), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_it_ends_in_the_same_bytes(tmp_path):
     whole = made(slow, tmp_path / "whole", processes=1)
     moments = random.Random(os.getpid())
@@ -188,6 +189,7 @@ def test_no_device_goes_on_with_what_another_kind_has_solved(tmp_path):
     assert names[0] == names[1] != names[2]
 
 
+@pytest.mark.slow
 def test_solvers_end_with_the_process_that_was_killed(tmp_path):
     """They wait on a pipe whose other end they hold themselves."""
     process = subprocess.Popen([sys.executable, "-c", SOLVERS, str(tmp_path)], cwd=ROOT)

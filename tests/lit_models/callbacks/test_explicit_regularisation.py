@@ -122,6 +122,7 @@ class TestLogisticRegression:
         (slope,) = torch.autograd.grad(expected, W)
         torch.testing.assert_close(self.gradient_in(model, term), slope)
 
+    @pytest.mark.slow
     def test_the_mean_of_the_fisher_penalty_is_the_trace_over_the_samples(self):
         model, batch, x, _, p = self.parts()
         # tr F of a sample: |x|² (1 − Σ p²), as labels are drawn from p.
@@ -191,6 +192,7 @@ def test_graphs_are_not_divided():
         GradientNorm(1.0, together=2).losses(classifier(Smooth()), Batch.from_data_list([Data()]))
 
 
+@pytest.mark.slow
 def test_the_fisher_trace_of_several_labels_is_that_of_one():
     class Linear(nn.Module):
         def __init__(self):

@@ -19,6 +19,7 @@ from tests.lit_models.callbacks.test_explicit_regularisation import (
 from tests.running import report_of, scalars, train_here
 
 
+@pytest.mark.slow
 def test_quantities_of_logistic_regression():
     torch.manual_seed(0)
     model, batch = classifier(Flat()), batch_of(9)
